@@ -1,0 +1,1 @@
+//! Futures over RDMA completion queues for tokio: safe to cancel, free of allocation

@@ -1,0 +1,1 @@
+//! Safe RDMA verbs with the queue-pair state machine in the type system

@@ -1,0 +1,1 @@
+//! An RDMA device in user space: RoCEv2 over UDP behind the libibverbs ABI

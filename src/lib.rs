@@ -1,0 +1,1 @@
+//! Examples, benchmarks and integration tests of the RDMA crates in this workspace.
