@@ -57,14 +57,16 @@ macro_rules! ctx_op {
     ($context:expr, $field:ident) => {{
         // SAFETY: the caller of the enclosing function passes a live context.
         match unsafe { verbs_get_ctx($context) } {
-            // `sz` counts from the end of the structure: it grew at the front.
-            // SAFETY: `vctx` came from `verbs_get_ctx`; `sz` exists in every version.
-            Some(vctx)
-                if unsafe { (*vctx).sz }
-                    >= size_of::<verbs_context>() - offset_of!(verbs_context, $field) =>
-            {
-                // SAFETY: the size check above says that the slot exists.
-                unsafe { (*vctx).$field }
+            Some(vctx) => {
+                // SAFETY: `vctx` came from `verbs_get_ctx`; `sz` exists in every version.
+                let size = unsafe { (*vctx).sz };
+                // `sz` counts from the end of the structure: it grew at the front.
+                if size >= size_of::<verbs_context>() - offset_of!(verbs_context, $field) {
+                    // SAFETY: the check above says that the slot exists.
+                    unsafe { (*vctx).$field }
+                } else {
+                    None
+                }
             }
             _ => None,
         }
