@@ -1,1 +1,15 @@
-//! Examples, benchmarks and integration tests of the RDMA crates in this workspace.
+//! What the examples and benchmarks of this workspace share: command line, the two processes of
+//! a local run, and the report.
+//!
+//! Nothing here is part of the library's interface; the crates to use are `rdma_core` and
+//! `rdma_async`.
+
+pub mod cli;
+pub mod latency;
+pub mod local;
+pub mod payload;
+
+/// Compiles the README's code samples as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
