@@ -1,1 +1,3 @@
 //! An RDMA device in user space: RoCEv2 over UDP behind the libibverbs ABI
+
+mod net;

@@ -1,0 +1,14 @@
+//! The UDP socket on port 4791 and the local address it stands on.
+//!
+//! Nothing here knows RoCE beyond its port: datagrams go out, one or several equal ones per call
+//! (GSO), and come in, one or several equal ones per call (GRO).
+
+mod address;
+mod socket;
+mod sys;
+
+pub(crate) use address::{Local, OpenError, choose};
+pub(crate) use socket::{Datagrams, MAX_BATCH_LEN, MAX_SEGMENTS, ReceiveBuffer, SendError, Socket};
+
+/// The name of the variable that binds the device to an address or an interface.
+pub(crate) const ADDRESS_VARIABLE: &str = "RDMA_SOFT_ADDR";

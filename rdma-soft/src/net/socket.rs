@@ -1,0 +1,326 @@
+//! The socket: segmented sends, coalesced receives.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, Type};
+
+use super::sys;
+
+/// The most bytes one segmented send may carry: the payload of the largest IPv4 datagram.
+pub(crate) const MAX_BATCH_LEN: usize = 65507;
+/// The most segments of one send (`UDP_MAX_SEGMENTS` of every kernel that has GSO).
+pub(crate) const MAX_SEGMENTS: usize = 64;
+/// What one receive call may yield.
+const RECEIVE_LEN: usize = 65536;
+/// The receive buffer asked for, in bytes. The kernel counts its own overhead against it, about as
+/// much again for full packets and ten times that for short ones.
+const SOCKET_BUFFER: usize = 8 << 20;
+/// Room for the control messages that are turned on: segment size and type of service.
+const CONTROL_LEN: usize = 128;
+/// A control message's header: `cmsghdr`.
+const CMSG_HEADER: usize = size_of::<usize>() + 2 * size_of::<i32>();
+
+/// Why datagrams did not leave.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// The socket's or the device's queue is full; the same call may succeed later.
+    Full,
+    /// This kernel or interface cannot segment; the caller sends one by one from now on.
+    NoSegmentation,
+    /// The kernel refused the destination or the size.
+    Refused(io::Error),
+}
+
+/// An unconnected UDP socket that never fragments.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    inner: socket2::Socket,
+    /// Whether IPv6 type-of-service messages are to be used.
+    is_ipv6: bool,
+    segmentation: AtomicBool,
+}
+
+impl Socket {
+    pub(crate) fn bind(address: SocketAddr) -> io::Result<Socket> {
+        let is_ipv6 = address.is_ipv6();
+        let inner = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        inner.set_nonblocking(true)?;
+        let fd = inner.as_fd();
+        // With the don't-fragment bit the kernel puts 0 into the IPv4 identification, which the ICRC
+        // covers; PROBE because the path MTU is the queue pair's business.
+        if is_ipv6 {
+            inner.set_only_v6(true)?;
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        } else {
+            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+        }
+        // Older kernels have no GRO: then each datagram comes alone, which is only slower.
+        let _ = sys::set_option(fd, libc::SOL_UDP, sys::UDP_GRO, 1);
+        let buffer = i32::try_from(SOCKET_BUFFER).unwrap_or(i32::MAX);
+        // The privileged option first; the plain one is capped by net.core.rmem_max.
+        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, buffer).is_err() {
+            inner.set_recv_buffer_size(SOCKET_BUFFER)?;
+        }
+        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, buffer).is_err() {
+            inner.set_send_buffer_size(SOCKET_BUFFER)?;
+        }
+        inner.bind(&address.into())?;
+        Ok(Socket { inner, is_ipv6, segmentation: AtomicBool::new(true) })
+    }
+
+    /// The size of the receive buffer that the kernel granted, in bytes of its own accounting.
+    pub(crate) fn receive_buffer(&self) -> usize {
+        self.inner.recv_buffer_size().unwrap_or(0)
+    }
+
+    /// Whether several segments may be given to [`send`](Self::send).
+    pub(crate) fn segmentation(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
+    }
+
+    /// Sends every datagram alone from now on.
+    pub(crate) fn disable_segmentation(&self) {
+        self.segmentation.store(false, Ordering::Relaxed);
+    }
+
+    /// Sends `bytes` as datagrams of `segment` bytes each, the last one as long as what is left.
+    /// `traffic_class` goes into the IP header, ECN bits included.
+    pub(crate) fn send(
+        &self,
+        to: &SockAddr,
+        bytes: &[u8],
+        segment: usize,
+        traffic_class: u8,
+    ) -> Result<(), SendError> {
+        let segmented = bytes.len() > segment;
+        let result = if !segmented && traffic_class == 0 {
+            // The common short message: the cheapest call there is.
+            self.inner.send_to(bytes, to)
+        } else {
+            let mut control = Control::new();
+            if segmented {
+                let size = u16::try_from(segment).unwrap_or(u16::MAX);
+                control.push(libc::SOL_UDP, sys::UDP_SEGMENT, &size.to_ne_bytes());
+            }
+            if traffic_class != 0 {
+                let (level, kind) = if self.is_ipv6 {
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+                } else {
+                    (libc::IPPROTO_IP, libc::IP_TOS)
+                };
+                control.push(level, kind, &i32::from(traffic_class).to_ne_bytes());
+            }
+            let buffers = [IoSlice::new(bytes)];
+            let message =
+                MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.as_bytes());
+            self.inner.sendmsg(&message, 0)
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(e) => Err(match e.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => SendError::Full,
+                // What kernels and drivers answer that cannot segment or checksum.
+                Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE) if segmented => {
+                    SendError::NoSegmentation
+                }
+                _ => SendError::Refused(e),
+            }),
+        }
+    }
+
+    /// Receives what one call yields: one datagram, or several of one sender and one size.
+    /// `None` when nothing is there.
+    pub(crate) fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer) -> io::Result<Option<Datagrams<'b>>> {
+        let ReceiveBuffer { bytes, control, source } = buffer;
+        let mut slices = [MaybeUninitSlice::new(sys::receive_view(bytes))];
+        let mut message = MsgHdrMut::new()
+            .with_addr(source)
+            .with_buffers(&mut slices)
+            .with_control(sys::receive_view(control));
+        let length = match self.inner.recvmsg(&mut message, 0) {
+            Ok(length) => length,
+            Err(e) => {
+                return match e.raw_os_error() {
+                    Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+                    // An ICMP error of an earlier send, delivered here; nothing was received.
+                    Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => Ok(None),
+                    _ => Err(e),
+                };
+            }
+        };
+        let (control_len, truncated) = (message.control_len(), message.flags().is_truncated());
+        let (mut segment, mut traffic_class) = (length, 0);
+        for (level, kind, data) in ControlMessages(&control[..control_len.min(CONTROL_LEN)]) {
+            match (level, kind) {
+                (libc::SOL_UDP, sys::UDP_GRO) => segment = read_int(data).unwrap_or(length),
+                (libc::IPPROTO_IP, libc::IP_TOS) => traffic_class = data.first().copied().unwrap_or(0),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    traffic_class = read_int(data).and_then(|v| u8::try_from(v).ok()).unwrap_or(0);
+                }
+                _ => {}
+            }
+        }
+        let Some(source) = source.as_socket() else { return Ok(None) };
+        Ok(Some(Datagrams {
+            source,
+            bytes: if truncated { &[] } else { &bytes[..length] },
+            segment: segment.max(1),
+            traffic_class,
+        }))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
+/// Where one receive call puts what it gets; reused from call to call.
+#[derive(Debug)]
+pub(crate) struct ReceiveBuffer {
+    bytes: Box<[u8]>,
+    control: [u8; CONTROL_LEN],
+    source: SockAddr,
+}
+
+impl Default for ReceiveBuffer {
+    fn default() -> Self {
+        ReceiveBuffer {
+            bytes: vec![0; RECEIVE_LEN].into_boxed_slice(),
+            control: [0; CONTROL_LEN],
+            // An IPv6 address has room for an IPv4 one.
+            source: SocketAddr::from(([0u16; 8], 0)).into(),
+        }
+    }
+}
+
+/// Datagrams of one sender.
+#[derive(Debug)]
+pub(crate) struct Datagrams<'b> {
+    pub(crate) source: SocketAddr,
+    pub(crate) traffic_class: u8,
+    bytes: &'b [u8],
+    segment: usize,
+}
+
+impl<'b> Datagrams<'b> {
+    /// Each datagram, with its place among those of one segmented send.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &'b [u8])> + use<'b> {
+        self.bytes.chunks(self.segment).enumerate()
+    }
+}
+
+fn read_int(data: &[u8]) -> Option<usize> {
+    let value = i32::from_ne_bytes(*data.first_chunk()?);
+    usize::try_from(value).ok()
+}
+
+/// Control messages to send, as `cmsg(3)` lays them out.
+struct Control {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Control {
+    fn new() -> Self {
+        Control { bytes: [0; 64], len: 0 }
+    }
+
+    fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
+        let message = &mut self.bytes[self.len..];
+        let length = CMSG_HEADER + data.len();
+        let word = size_of::<usize>();
+        message[..word].copy_from_slice(&length.to_ne_bytes());
+        message[word..word + 4].copy_from_slice(&level.to_ne_bytes());
+        message[word + 4..CMSG_HEADER].copy_from_slice(&kind.to_ne_bytes());
+        message[CMSG_HEADER..length].copy_from_slice(data);
+        self.len += length.next_multiple_of(word);
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Control messages that were received: level, type, data.
+struct ControlMessages<'c>(&'c [u8]);
+
+impl<'c> Iterator for ControlMessages<'c> {
+    type Item = (i32, i32, &'c [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let word = size_of::<usize>();
+        let length = usize::from_ne_bytes(*self.0.first_chunk()?);
+        let level = i32::from_ne_bytes(*self.0.get(word..)?.first_chunk()?);
+        let kind = i32::from_ne_bytes(*self.0.get(word + 4..)?.first_chunk()?);
+        let data = self.0.get(CMSG_HEADER..length)?;
+        self.0 = self.0.get(length.next_multiple_of(word)..).unwrap_or(&[]);
+        Some((level, kind, data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Socket, Socket, SockAddr) {
+        let a = Socket::bind("127.78.0.1:0".parse().unwrap()).unwrap();
+        let b = Socket::bind("127.78.0.2:0".parse().unwrap()).unwrap();
+        let to = b.inner.local_addr().unwrap();
+        (a, b, to)
+    }
+
+    fn receive_all(socket: &Socket, expected: usize) -> Vec<Vec<u8>> {
+        let (mut buffer, mut got) = (ReceiveBuffer::default(), Vec::new());
+        for _ in 0..1000 {
+            if let Some(datagrams) = socket.receive(&mut buffer).unwrap() {
+                got.extend(datagrams.iter().map(|(_, d)| d.to_vec()));
+            }
+            if got.len() >= expected {
+                break;
+            }
+        }
+        got
+    }
+
+    #[test]
+    fn segments_arrive_as_they_were_cut() {
+        let (a, b, to) = pair();
+        let bytes: Vec<u8> = (0..250).collect();
+        a.send(&to, &bytes, 100, 0).unwrap();
+        assert_eq!(receive_all(&b, 3), [&bytes[..100], &bytes[100..200], &bytes[200..]]);
+        a.send(&to, &bytes, bytes.len(), 0).unwrap();
+        assert_eq!(receive_all(&b, 1), [&bytes[..]]);
+    }
+
+    #[test]
+    fn the_traffic_class_travels() {
+        let (a, b, to) = pair();
+        a.send(&to, &[1, 2, 3], 3, 0x03).unwrap();
+        let mut buffer = ReceiveBuffer::default();
+        let datagrams = b.receive(&mut buffer).unwrap().unwrap();
+        assert_eq!(datagrams.traffic_class, 3);
+        assert_eq!(datagrams.source, a.inner.local_addr().unwrap().as_socket().unwrap());
+    }
+
+    #[test]
+    fn the_largest_batch_leaves_in_one_call() {
+        let (a, b, to) = pair();
+        let bytes = vec![7; 15 * 4128];
+        assert!(bytes.len() < MAX_BATCH_LEN);
+        a.send(&to, &bytes, 4128, 0).unwrap();
+        assert_eq!(receive_all(&b, 15).len(), 15);
+    }
+
+    #[test]
+    fn nothing_there_is_not_an_error() {
+        let (_, b, _) = pair();
+        assert!(b.receive(&mut ReceiveBuffer::default()).unwrap().is_none());
+    }
+}
