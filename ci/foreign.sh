@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Programs that already use libibverbs, unmodified, on the soft device: Debian's ibverbs-utils, perftest and pyverbs.
+# usage: ci/foreign.sh [--long] [NAME...]      --long sweeps more sizes; NAME runs only the cases whose name contains it
+. "$(dirname "$0")/lib.sh"
+need ibverbs-utils perftest python3-pyverbs ibverbs-providers iproute2 tshark
+step "cargo build --release -p rdma-preload"
+cargo build --release --locked -p rdma-preload
+step "foreign programs on the soft device"
+exec /usr/bin/python3 ci/foreign/run.py "${CARGO_TARGET_DIR:-target}/release/rdma-soft" "$@"
