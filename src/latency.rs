@@ -15,7 +15,8 @@ impl RoundTrips {
     /// An empty record.
     #[must_use]
     pub fn new() -> RoundTrips {
-        let histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid constants");
+        let histogram =
+            Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are valid constants");
         RoundTrips { histogram }
     }
 

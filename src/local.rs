@@ -33,10 +33,12 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
-        let lines = BufReader::new(child.stdout.take().ok_or_else(|| io::Error::other("no pipe to the server"))?);
+        let lines =
+            BufReader::new(child.stdout.take().ok_or_else(|| io::Error::other("no pipe to the server"))?);
         for line in lines.lines() {
             if let Some(address) = line?.strip_prefix(READY) {
-                let address = address.parse().map_err(|_| io::Error::other(format!("not an address: {address}")))?;
+                let address =
+                    address.parse().map_err(|_| io::Error::other(format!("not an address: {address}")))?;
                 return Ok(Server { child, address });
             }
         }
