@@ -41,3 +41,6 @@ mod table;
 pub use table::{LoadError, Verbs};
 
 mod names;
+
+#[cfg(feature = "test-providers")]
+pub mod null;
