@@ -17,13 +17,21 @@
 
 #![forbid(unsafe_code)]
 
+mod assembly;
 mod attributes;
+mod completer;
 mod config;
+mod congestion;
 mod event;
 mod host;
 mod queue_pair;
+mod requester;
+mod resources;
+mod responder;
+mod send_queue;
 mod time;
 mod transmit;
+mod unreliable;
 mod work;
 
 pub use attributes::{Attributes, PathMtu, QpAccess, State};

@@ -1,7 +1,14 @@
 //! The queue pair: what the device holds and calls.
 
-use super::*;
-use crate::wire::{Packet, Psn};
+use super::assembly::fail_receive;
+use super::requester::Requester;
+use super::responder::Responder;
+use super::send_queue::SendQueue;
+use super::{
+    Acks, Attributes, Config, CongestionConfig, Counter, Event, Host, PostError, SendRequest, State, Status,
+    Time, Transmit,
+};
+use crate::wire::{Packet, Psn, Qpn, Transport};
 
 /// What the network layer knows of a packet beyond its transport headers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,26 +31,52 @@ pub struct ModifyError {
 /// The requester and responder of one queue pair, see the [module](super).
 #[derive(Debug)]
 pub struct QueuePair {
-    state: State,
-    attributes: Attributes,
+    pub(super) transport: Transport,
+    pub(super) qp_num: Qpn,
+    pub(super) sq_sig_all: bool,
+    pub(super) state: State,
+    pub(super) attributes: Attributes,
+    congestion: CongestionConfig,
+    /// Whether a packet was received since RTR.
+    established: bool,
+    pub(super) sq: SendQueue,
+    pub(super) req: Requester,
+    pub(super) resp: Responder,
 }
 
-#[expect(unused_variables, reason = "bodies follow")]
 impl QueuePair {
     /// A queue pair in RESET. All memory it will ever need but for READ and atomic resources is allocated here.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        Self { state: State::Reset, attributes: Attributes::default() }
+        Self {
+            transport: config.transport,
+            qp_num: config.qp_num,
+            sq_sig_all: config.sq_sig_all,
+            state: State::Reset,
+            attributes: Attributes::default(),
+            congestion: config.congestion,
+            established: false,
+            sq: SendQueue::new(config),
+            req: Requester::new(&config.congestion),
+            resp: Responder::new(),
+        }
     }
 
     /// Queues a send request. In SQE and ERR it completes at once, flushed.
     pub fn post_send<H: Host>(
         &mut self,
-        now: Time,
+        _now: Time,
         host: &mut H,
         request: &SendRequest<'_>,
     ) -> Result<(), PostError> {
-        Err(PostError::InvalidState(self.state))
+        if matches!(self.state, State::Reset | State::Init | State::Rtr) {
+            return Err(PostError::InvalidState(self.state));
+        }
+        self.sq.push(self.transport, request)?;
+        if matches!(self.state, State::Sqe | State::Err) {
+            self.flush_send_queue(host);
+        }
+        Ok(())
     }
 
     /// Takes a packet that is addressed to this queue pair. Its ICRC was verified, and for RC and UC its
@@ -55,10 +88,40 @@ impl QueuePair {
         packet: &Packet<'_>,
         meta: &PacketMeta<'_>,
     ) {
+        let info = packet.info();
+        if info.transport != self.transport {
+            host.count(Counter::DropTransport);
+            return;
+        }
+        // Clause 10.3.1: nothing is received before RTR or after an error.
+        if matches!(self.state, State::Reset | State::Init | State::Err) {
+            host.count(Counter::DropState);
+            return;
+        }
+        // Clause 10.9.3: the keys must match, and one of the two must be a full member.
+        let (theirs, ours) = (packet.bth.pkey, self.attributes.pkey);
+        if (theirs ^ ours) & 0x7fff != 0 || (theirs | ours) & 0x8000 == 0 {
+            host.count(Counter::DropPkey);
+            return;
+        }
+        host.count(Counter::ReceivedPackets);
+        if !info.is_request() {
+            self.handle_response(now, host, packet);
+            return;
+        }
+        if self.state == State::Rtr && !self.established {
+            self.established = true;
+            host.event(Event::CommunicationEstablished);
+        }
+        match self.transport {
+            Transport::Rc => self.handle_request(host, packet),
+            Transport::Uc => self.handle_uc_request(host, packet),
+            _ => self.handle_datagram(host, packet, meta),
+        }
     }
 
-    /// Writes the next packet to send into `out`, which has room for [`MAX_PACKET_LEN`], or returns `None`
-    /// if there is nothing to send now. Call again until then; one call is one packet.
+    /// Writes the next packet to send into `out`, which has room for [`MAX_PACKET_LEN`](super::MAX_PACKET_LEN),
+    /// or returns `None` if there is nothing to send now. Call again until then; one call is one packet.
     pub fn poll_transmit<H: Host>(
         &mut self,
         now: Time,
@@ -66,43 +129,142 @@ impl QueuePair {
         acks: Acks,
         out: &mut [u8],
     ) -> Option<Transmit> {
-        None
+        if let Some(response) = self.poll_response(host, out) {
+            return Some(response);
+        }
+        if let Some(request) = self.poll_request(now, host, out) {
+            return Some(request);
+        }
+        match acks {
+            Acks::Hold => None,
+            Acks::Flush => self.poll_ack(host, out),
+        }
     }
 
     /// Whether an acknowledgement waits for [`Acks::Flush`].
     #[must_use]
     pub fn ack_pending(&self) -> bool {
-        false
+        self.resp.ack_due
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called. Changes with any other call.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        match (self.req.ack_deadline, self.req.rnr_deadline) {
+            (Some(ack), Some(rnr)) => Some(ack.min(rnr)),
+            (ack, rnr) => ack.or(rnr),
+        }
     }
 
-    /// Handles what is due at `now`; harmless if nothing is.
-    pub fn handle_timeout<H: Host>(&mut self, now: Time, host: &mut H) {}
+    /// Handles what is due at `now`; harmless if nothing is. Then call [`poll_transmit`](Self::poll_transmit).
+    pub fn handle_timeout<H: Host>(&mut self, now: Time, host: &mut H) {
+        self.handle_requester_timeout(now, host);
+    }
 
     /// Moves to another state, or changes attributes in the same (INIT, RTS, SQD). Which attributes are read is
     /// said at [`Attributes`]. RESET forgets all work without completions; ERR flushes it.
     pub fn modify<H: Host>(
         &mut self,
-        now: Time,
+        _now: Time,
         host: &mut H,
         to: State,
         attributes: &Attributes,
     ) -> Result<(), ModifyError> {
-        Err(ModifyError { from: self.state, to })
+        let from = self.state;
+        match (from, to) {
+            (_, State::Reset) => {
+                self.reset();
+                return Ok(());
+            }
+            (_, State::Err) => {
+                self.to_error(host);
+                return Ok(());
+            }
+            (State::Reset | State::Init, State::Init)
+            | (State::Init, State::Rtr)
+            | (State::Rtr | State::Rts | State::Sqd | State::Sqe, State::Rts)
+            | (State::Rts | State::Sqd, State::Sqd) => {}
+            _ => return Err(ModifyError { from, to }),
+        }
+        self.read_attributes(attributes, to);
+        match (from, to) {
+            (State::Init, State::Rtr) => {
+                self.resp.reset();
+                self.resp.epsn = attributes.receive_psn;
+            }
+            (State::Rtr, State::Rts) => self.req.begin(attributes, &self.congestion),
+            (State::Rts, State::Sqd) => self.req.drained = false,
+            _ => {}
+        }
+        if to != State::Init && self.transport == Transport::Rc {
+            self.resp.resources.resize(usize::from(attributes.max_dest_rd_atomic));
+        }
+        self.state = to;
+        self.check_drained(host);
+        Ok(())
     }
 
-    /// Moves to ERR and flushes, as if by [`modify`](Self::modify); harmless in RESET and ERR.
-    pub fn to_error<H: Host>(&mut self, host: &mut H) {}
+    /// Takes over what the transition to `to` may change; MTU, peer and PSNs stay as they were from RTS on.
+    fn read_attributes(&mut self, attributes: &Attributes, to: State) {
+        let old = self.attributes;
+        self.attributes = *attributes;
+        match to {
+            State::Rtr => {}
+            State::Rts if self.state == State::Rtr => {
+                self.attributes.path_mtu = old.path_mtu;
+                self.attributes.dest_qp = old.dest_qp;
+                self.attributes.receive_psn = old.receive_psn;
+            }
+            _ if to != State::Init => {
+                self.attributes.path_mtu = old.path_mtu;
+                self.attributes.dest_qp = old.dest_qp;
+                self.attributes.receive_psn = old.receive_psn;
+                self.attributes.send_psn = old.send_psn;
+                self.req.retries_left = self.req.retries_left.min(attributes.retry_count);
+                self.req.rnr_retries_left = self.req.rnr_retries_left.min(attributes.rnr_retry);
+            }
+            _ => {}
+        }
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Reset;
+        self.attributes = Attributes::default();
+        self.sq.clear();
+        self.req = Requester::new(&self.congestion);
+        self.resp = Responder::new();
+        self.established = false;
+    }
+
+    /// Moves to ERR and flushes, as if by [`modify`](Self::modify); harmless if it is there already.
+    pub fn to_error<H: Host>(&mut self, host: &mut H) {
+        self.resp.cancel();
+        self.enter_error(host);
+    }
+
+    /// Moves to ERR; what the responder has queued still goes out.
+    pub(super) fn enter_error<H: Host>(&mut self, host: &mut H) {
+        if self.state == State::Err {
+            return;
+        }
+        self.state = State::Err;
+        self.flush_send_queue(host);
+        if let Some(receive) = self.resp.assembly.take_receive() {
+            fail_receive(host, receive, Status::WrFlush);
+        }
+        host.flush_receives();
+    }
 
     /// Current state.
     #[must_use]
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Transport service.
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// Attributes as last read.
@@ -111,27 +273,27 @@ impl QueuePair {
         &self.attributes
     }
 
-    /// The next PSN that the requester will use (`sq_psn`).
+    /// The next PSN that the requester will use for the first time (`sq_psn`).
     #[must_use]
     pub fn send_psn(&self) -> Psn {
-        self.attributes.send_psn
+        self.req.sent
     }
 
     /// The PSN that the responder expects (`rq_psn`).
     #[must_use]
     pub fn receive_psn(&self) -> Psn {
-        self.attributes.receive_psn
+        self.resp.epsn
     }
 
     /// Whether the state is SQD and requests that were begun are not complete yet (`sq_draining`).
     #[must_use]
     pub fn sq_draining(&self) -> bool {
-        false
+        self.state == State::Sqd && !self.req.drained
     }
 
     /// Send requests that are posted and not complete.
     #[must_use]
     pub fn send_queue_len(&self) -> u32 {
-        0
+        self.sq.len()
     }
 }

@@ -36,3 +36,42 @@ pub struct Transmit {
     /// Where to (UD); `None` means the peer of the connection.
     pub destination: Option<Destination>,
 }
+
+/// Writes a packet piece by piece. Every step is `None` if the buffer is too short.
+#[derive(Debug)]
+pub(super) struct Writer<'a> {
+    out: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(out: &'a mut [u8]) -> Self {
+        Self { out, len: 0 }
+    }
+
+    /// The next `N` bytes, for a header.
+    pub(super) fn header<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let chunk = self.out.get_mut(self.len..)?.first_chunk_mut()?;
+        self.len += N;
+        Some(chunk)
+    }
+
+    /// The next `len` bytes, with zeroed padding behind.
+    pub(super) fn payload(&mut self, len: usize) -> Option<&mut [u8]> {
+        let padded = self.out.get_mut(self.len..)?.get_mut(..len.next_multiple_of(4))?;
+        self.len += padded.len();
+        let (payload, padding) = padded.split_at_mut(len);
+        padding.fill(0);
+        Some(payload)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// The pad count of a payload.
+pub(super) fn pad_of(len: u32) -> u8 {
+    // Two bits.
+    (len.wrapping_neg() & 3) as u8
+}

@@ -279,3 +279,11 @@ pub struct Completion {
     /// Whether the sender asked for a solicited event.
     pub solicited: bool,
 }
+
+/// The longest message of a port (`max_msg_sz`).
+pub(super) const MAX_MESSAGE: u32 = 1 << 31;
+
+/// A length that is known to be small, as the type in which messages are measured.
+pub(super) fn len32(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,340 @@
+//! The responder of RC: PSN check, execution, responses (clause 9.7.4, 9.7.5.1, 9.9.3).
+
+use super::assembly::{Assembly, Refusal, fail_receive};
+use super::resources::{Kind, Resources, Span};
+use super::transmit::{Writer, pad_of};
+use super::work::MAX_MESSAGE;
+use super::{
+    AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, Status, Transmit, TransmitKind,
+};
+use crate::wire::{
+    AethRepr, AtomicAckEthRepr, BthRepr, NakCode, Opcode, Operation, Packet, Position, Psn, Syndrome,
+};
+
+/// State of the responder; UC and UD use parts of it.
+#[derive(Debug)]
+pub(super) struct Responder {
+    /// The PSN that comes next.
+    pub(super) epsn: Psn,
+    /// Messages completed, 24 bits.
+    pub(super) msn: u32,
+    /// The message that is coming in.
+    pub(super) assembly: Assembly,
+    /// An acknowledgement of everything before `epsn` is due.
+    pub(super) ack_due: bool,
+    /// A negative acknowledgement to send.
+    nak: Option<(Psn, Syndrome)>,
+    /// The gap at `epsn`, or the lack of a receive, was reported; what follows is dropped in silence.
+    nak_sent: bool,
+    pub(super) resources: Resources,
+}
+
+impl Responder {
+    pub(super) fn new() -> Self {
+        Self {
+            epsn: Psn::new(0),
+            msn: 0,
+            assembly: Assembly::new(),
+            ack_due: false,
+            nak: None,
+            nak_sent: false,
+            resources: Resources::default(),
+        }
+    }
+
+    /// Begins anew, all but the allocated resources.
+    pub(super) fn reset(&mut self) {
+        self.resources.clear();
+        *self = Self { resources: std::mem::take(&mut self.resources), ..Self::new() };
+    }
+
+    /// Forgets everything that waits to be sent.
+    pub(super) fn cancel(&mut self) {
+        self.resources.cancel();
+        self.nak = None;
+        self.ack_due = false;
+    }
+
+    fn message_done(&mut self) {
+        self.msn = (self.msn + 1) & 0xff_ffff;
+    }
+}
+
+/// READ responses of `length` bytes.
+fn packet_count(length: u32, mtu: u32) -> u32 {
+    length.div_ceil(mtu).max(1)
+}
+
+impl QueuePair {
+    /// Handles a request of RC.
+    pub(super) fn handle_request<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
+        let distance = packet.bth.psn.offset_from(self.resp.epsn);
+        if distance < 0 {
+            host.count(Counter::DuplicateRequest);
+            self.handle_duplicate(host, packet);
+            return;
+        }
+        if distance > 0 {
+            // Clause 9.7.5.2.8: one NAK per gap.
+            host.count(Counter::OutOfSequenceRequest);
+            if !self.resp.nak_sent {
+                self.resp.nak_sent = true;
+                self.resp.nak = Some((self.resp.epsn, Syndrome::nak(NakCode::PSN_SEQUENCE)));
+            }
+            return;
+        }
+        let result = match packet.info().operation {
+            Operation::Send | Operation::Write => self.execute_message(host, packet),
+            _ if self.resp.assembly.in_message() => Err(Refusal::Sequence),
+            Operation::ReadRequest => self.execute_read(host, packet),
+            _ => self.execute_atomic(host, packet),
+        };
+        match result {
+            Ok(()) => self.resp.nak_sent = false,
+            Err(refusal) => self.refuse(host, refusal),
+        }
+    }
+
+    fn execute_message<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) -> Result<(), Refusal> {
+        let (mtu, access) = (self.attributes.path_mtu.bytes(), self.attributes.access);
+        if self.resp.assembly.execute(host, packet, mtu, access)? {
+            self.resp.message_done();
+        }
+        self.resp.epsn = self.resp.epsn.next();
+        if packet.bth.ack_request {
+            self.request_ack(host);
+        }
+        Ok(())
+    }
+
+    fn request_ack<H: Host>(&mut self, host: &mut H) {
+        if self.resp.ack_due {
+            host.count(Counter::AckDeferred);
+        }
+        self.resp.ack_due = true;
+    }
+
+    fn execute_read<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) -> Result<(), Refusal> {
+        let reth = packet.reth().ok_or(Refusal::Sequence)?;
+        if !self.attributes.access.contains(QpAccess::REMOTE_READ) {
+            return Err(Refusal::NotEnabled);
+        }
+        if reth.dma_len > MAX_MESSAGE || !self.resp.resources.has_room() {
+            return Err(Refusal::Length);
+        }
+        if reth.dma_len != 0 {
+            host.check_remote(reth.rkey, reth.va, reth.dma_len, RemoteAccess::Read)
+                .map_err(|_| Refusal::RemoteAccess)?;
+        }
+        let packets = packet_count(reth.dma_len, self.attributes.path_mtu.bytes());
+        let kind = Kind::Read { va: reth.va, rkey: reth.rkey, length: reth.dma_len };
+        self.remember(packets, kind);
+        Ok(())
+    }
+
+    fn execute_atomic<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) -> Result<(), Refusal> {
+        let header = packet.atomic_eth().ok_or(Refusal::Sequence)?;
+        if !self.attributes.access.contains(QpAccess::REMOTE_ATOMIC) {
+            return Err(Refusal::NotEnabled);
+        }
+        // Clause 9.4.5: the address must be aligned to eight.
+        if !header.va.is_multiple_of(8) || !self.resp.resources.has_room() {
+            return Err(Refusal::Length);
+        }
+        let op = if packet.info().operation == Operation::CompareSwap {
+            AtomicOp::CompareSwap { compare: header.compare, swap: header.swap_add }
+        } else {
+            AtomicOp::FetchAdd { add: header.swap_add }
+        };
+        let original = host.atomic(header.rkey, header.va, op).map_err(|_| Refusal::RemoteAccess)?;
+        self.remember(1, Kind::Atomic { original });
+        Ok(())
+    }
+
+    /// A READ or atomic was accepted. Its response acknowledges what came before.
+    fn remember(&mut self, packets: u32, kind: Kind) {
+        self.resp.resources.push(self.resp.epsn, packets, kind);
+        self.resp.epsn += packets;
+        self.resp.ack_due = false;
+        // Clause 9.7.7.1: a READ counts when it is accepted.
+        self.resp.message_done();
+    }
+
+    /// A request that was executed before (clause 9.7.5.1.4 to 9.7.5.1.6).
+    fn handle_duplicate<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
+        let psn = packet.bth.psn;
+        let found = match packet.info().operation {
+            Operation::Send | Operation::Write => {
+                self.request_ack(host);
+                return;
+            }
+            _ => self.resp.resources.find(psn),
+        };
+        let replay = found.and_then(|(place, resource)| match resource.kind {
+            Kind::Atomic { .. } => {
+                let is_atomic = packet.atomic_eth().is_some();
+                is_atomic.then_some((place, Span { begin: psn, next: psn, end: psn.next(), end_offset: 0 }))
+            }
+            Kind::Read { va, rkey, length } => {
+                // The same request, or a rest of it.
+                let reth = packet.reth()?;
+                let mtu = self.attributes.path_mtu.bytes();
+                let offset = (psn - resource.first).wrapping_mul(mtu);
+                let end_offset = offset.checked_add(reth.dma_len)?;
+                let same = reth.rkey == rkey
+                    && reth.va == va.wrapping_add(offset.into())
+                    && end_offset <= length
+                    && (reth.dma_len != 0 || length == 0);
+                let end = psn + packet_count(reth.dma_len, mtu);
+                same.then_some((place, Span { begin: psn, next: psn, end, end_offset }))
+            }
+        });
+        match replay {
+            Some((place, span)) => self.resp.resources.replay(place, span),
+            None => host.count(Counter::DropForgotten),
+        }
+    }
+
+    /// Answers a request that cannot be executed (clause 9.9.3).
+    fn refuse<H: Host>(&mut self, host: &mut H, refusal: Refusal) {
+        let psn = self.resp.epsn;
+        let (code, receive_status) = match refusal {
+            Refusal::NotReady => {
+                host.count(Counter::RnrNakSent);
+                self.resp.nak = Some((psn, Syndrome::rnr_nak(self.attributes.min_rnr_timer)));
+                self.resp.nak_sent = true;
+                return;
+            }
+            Refusal::Sequence | Refusal::Length | Refusal::NotEnabled => {
+                (NakCode::INVALID_REQUEST, Status::WrFlush)
+            }
+            Refusal::ReceiveTooShort => (NakCode::INVALID_REQUEST, Status::LocalLength),
+            Refusal::Invalidate => (NakCode::INVALID_REQUEST, Status::RemoteInvalidRequest),
+            Refusal::RemoteAccess => (NakCode::REMOTE_ACCESS, Status::WrFlush),
+            Refusal::LocalProtection => (NakCode::REMOTE_OPERATIONAL, Status::LocalProtection),
+        };
+        host.event(if code == NakCode::REMOTE_ACCESS { Event::AccessError } else { Event::RequestError });
+        if receive_status != Status::WrFlush
+            && let Some(receive) = self.resp.assembly.take_receive()
+        {
+            fail_receive(host, receive, receive_status);
+        }
+        self.fail_responder(host, psn, code);
+    }
+
+    /// The queue pair fails; the NAK still goes out, behind the responses that are due before it.
+    fn fail_responder<H: Host>(&mut self, host: &mut H, psn: Psn, code: NakCode) {
+        host.count(Counter::ErrorNakSent);
+        self.resp.nak = Some((psn, Syndrome::nak(code)));
+        self.resp.ack_due = false;
+        self.enter_error(host);
+    }
+
+    /// The next response or negative acknowledgement, also after the queue pair failed.
+    pub(super) fn poll_response<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
+        if let Some((place, resource, span)) = self.resp.resources.next_pending() {
+            let (first, kind) = (resource.first, resource.kind);
+            let len = match kind {
+                Kind::Atomic { original } => self.write_atomic_response(span, original, out),
+                Kind::Read { va, rkey, .. } => {
+                    match self.write_read_response(host, first, va, rkey, span, out)? {
+                        Some(len) => Some(len),
+                        None => {
+                            // The key was valid when the request came, and is not any more.
+                            self.resp.resources.cancel();
+                            host.event(Event::AccessError);
+                            self.fail_responder(host, span.next, NakCode::REMOTE_ACCESS);
+                            return self.poll_nak(host, out);
+                        }
+                    }
+                }
+            }?;
+            self.resp.resources.advance(place);
+            host.count(Counter::SentPackets);
+            return Some(Transmit { len, kind: TransmitKind::Response, destination: None });
+        }
+        self.poll_nak(host, out)
+    }
+
+    fn poll_nak<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
+        let (psn, syndrome) = self.resp.nak.take()?;
+        let is_sequence = syndrome == Syndrome::nak(NakCode::PSN_SEQUENCE);
+        let is_stale = psn != self.resp.epsn && (is_sequence || syndrome.as_rnr_nak().is_some());
+        if is_stale {
+            return None;
+        }
+        if is_sequence {
+            host.count(Counter::SequenceNakSent);
+        }
+        self.resp.ack_due = false;
+        self.write_ack(host, psn, syndrome, out)
+    }
+
+    /// The acknowledgement that is due, unless responses must go before it.
+    pub(super) fn poll_ack<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
+        if !self.resp.ack_due || self.resp.resources.any_pending() {
+            return None;
+        }
+        self.resp.ack_due = false;
+        self.write_ack(host, self.resp.epsn.prev(), Syndrome::ACK, out)
+    }
+
+    fn response_bth(&self, opcode: Opcode, psn: Psn) -> BthRepr {
+        BthRepr { pkey: self.attributes.pkey, ..BthRepr::new(opcode, self.attributes.dest_qp, psn) }
+    }
+
+    fn write_ack<H: Host>(
+        &self,
+        host: &mut H,
+        psn: Psn,
+        syndrome: Syndrome,
+        out: &mut [u8],
+    ) -> Option<Transmit> {
+        let mut writer = Writer::new(out);
+        self.response_bth(Opcode::RC_ACKNOWLEDGE, psn).emit(writer.header()?);
+        AethRepr { syndrome, msn: self.resp.msn }.emit(writer.header()?);
+        host.count(Counter::SentPackets);
+        Some(Transmit { len: writer.len(), kind: TransmitKind::Ack, destination: None })
+    }
+
+    fn write_atomic_response(&self, span: Span, original: u64, out: &mut [u8]) -> Option<usize> {
+        let mut writer = Writer::new(out);
+        self.response_bth(Opcode::RC_ATOMIC_ACKNOWLEDGE, span.next).emit(writer.header()?);
+        AethRepr { syndrome: Syndrome::ACK, msn: self.resp.msn }.emit(writer.header()?);
+        AtomicAckEthRepr { original }.emit(writer.header()?);
+        Some(writer.len())
+    }
+
+    /// The outer `None`: no room; the inner: the memory is not accessible any more.
+    #[expect(clippy::option_option, reason = "two ways to fail that the caller tells apart by ? and match")]
+    fn write_read_response<H: Host>(
+        &self,
+        host: &mut H,
+        first: Psn,
+        va: u64,
+        rkey: u32,
+        span: Span,
+        out: &mut [u8],
+    ) -> Option<Option<usize>> {
+        let mtu = self.attributes.path_mtu.bytes();
+        let place = Position::new(span.next == span.begin, span.next.next() == span.end);
+        let opcode = match place {
+            Position::First => Opcode::RC_READ_RESPONSE_FIRST,
+            Position::Middle => Opcode::RC_READ_RESPONSE_MIDDLE,
+            Position::Last => Opcode::RC_READ_RESPONSE_LAST,
+            Position::Only => Opcode::RC_READ_RESPONSE_ONLY,
+        };
+        let offset = (span.next - first).wrapping_mul(mtu);
+        let len = span.end_offset.saturating_sub(offset).min(mtu);
+        let mut writer = Writer::new(out);
+        BthRepr { pad: pad_of(len), ..self.response_bth(opcode, span.next) }.emit(writer.header()?);
+        if place != Position::Middle {
+            AethRepr { syndrome: Syndrome::ACK, msn: self.resp.msn }.emit(writer.header()?);
+        }
+        let payload = writer.payload(len as usize)?;
+        if len != 0 && host.read_remote(rkey, va.wrapping_add(offset.into()), payload).is_err() {
+            return Some(None);
+        }
+        Some(Some(writer.len()))
+    }
+}

@@ -1,0 +1,222 @@
+//! The send queue: a ring of work requests with room for their elements, all allocated at creation.
+
+use super::work::{MAX_MESSAGE, len32};
+use super::{
+    Config, Data, Destination, PathMtu, PostError, SendFlags, SendOperation, SendRequest, Sge, Status,
+};
+use crate::wire::{Psn, Transport};
+
+/// A posted send request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wqe {
+    pub(super) wr_id: u64,
+    pub(super) operation: SendOperation,
+    /// Bytes of the message.
+    pub(super) length: u32,
+    /// PSN of its first packet, once started.
+    pub(super) first: Psn,
+    /// How many PSNs it takes, once started; zero for local operations.
+    pub(super) packets: u32,
+    pub(super) num_sge: u32,
+    pub(super) flags: SendFlags,
+    pub(super) inline: bool,
+    /// Why it cannot be carried out. It completes so once it is the oldest, and the queue pair fails.
+    pub(super) error: Option<Status>,
+}
+
+impl Wqe {
+    const EMPTY: Self = Self {
+        wr_id: 0,
+        operation: SendOperation::Send,
+        length: 0,
+        first: Psn::new(0),
+        packets: 0,
+        num_sge: 0,
+        flags: SendFlags::empty(),
+        inline: false,
+        error: None,
+    };
+
+    /// The PSN after its last packet.
+    pub(super) fn end(&self) -> Psn {
+        self.first + self.packets
+    }
+
+    /// Whether only a response with data completes it, never a plain acknowledgement.
+    pub(super) fn wants_response(&self) -> bool {
+        matches!(
+            self.operation,
+            SendOperation::Read { .. } | SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }
+        )
+    }
+
+    /// Whether nothing of it goes on the wire.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.operation, SendOperation::LocalInvalidate(_) | SendOperation::BindWindow(_))
+    }
+
+    /// How many PSNs the message takes (clause 9.7.2.2).
+    pub(super) fn psn_count(&self, mtu: PathMtu) -> u32 {
+        match self.operation {
+            SendOperation::LocalInvalidate(_) | SendOperation::BindWindow(_) => 0,
+            SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. } => 1,
+            _ => self.length.div_ceil(mtu.bytes()).max(1),
+        }
+    }
+}
+
+/// Positions in the ring count up and wrap at 2^32; the slot is the position modulo the capacity.
+#[derive(Debug)]
+pub(super) struct SendQueue {
+    wqes: Box<[Wqe]>,
+    sges: Box<[Sge]>,
+    inline: Box<[u8]>,
+    destinations: Box<[Destination]>,
+    depth: u32,
+    max_sge: usize,
+    max_inline: usize,
+    /// The oldest request that is not complete.
+    pub(super) tail: u32,
+    /// Where the next request goes.
+    pub(super) head: u32,
+}
+
+impl SendQueue {
+    pub(super) fn new(config: &Config) -> Self {
+        // Positions wrap at 2^32, so the capacity must be a power of two.
+        let capacity = config.max_send_wr.clamp(1, 1 << 20).next_power_of_two() as usize;
+        let max_sge = config.max_send_sge as usize;
+        let max_inline = config.max_inline_data as usize;
+        let destinations = if config.transport == Transport::Ud { capacity } else { 0 };
+        Self {
+            wqes: vec![Wqe::EMPTY; capacity].into_boxed_slice(),
+            sges: vec![Sge::default(); capacity * max_sge].into_boxed_slice(),
+            inline: vec![0; capacity * max_inline].into_boxed_slice(),
+            destinations: vec![Destination::default(); destinations].into_boxed_slice(),
+            depth: config.max_send_wr.min(1 << 20),
+            max_sge,
+            max_inline,
+            tail: 0,
+            head: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.head.wrapping_sub(self.tail)
+    }
+
+    fn slot(&self, position: u32) -> usize {
+        position as usize & (self.wqes.len() - 1)
+    }
+
+    pub(super) fn wqe(&self, position: u32) -> &Wqe {
+        &self.wqes[self.slot(position)]
+    }
+
+    pub(super) fn wqe_mut(&mut self, position: u32) -> &mut Wqe {
+        let slot = self.slot(position);
+        &mut self.wqes[slot]
+    }
+
+    /// The elements of the request, empty if it is inline.
+    pub(super) fn sges(&self, position: u32) -> &[Sge] {
+        let (slot, wqe) = (self.slot(position), self.wqe(position));
+        let used = if wqe.inline { 0 } else { wqe.num_sge as usize };
+        &self.sges[slot * self.max_sge..][..used]
+    }
+
+    /// The data of the request if it is inline.
+    pub(super) fn inline(&self, position: u32) -> Option<&[u8]> {
+        let (slot, wqe) = (self.slot(position), self.wqe(position));
+        wqe.inline.then(|| &self.inline[slot * self.max_inline..][..wqe.length as usize])
+    }
+
+    /// Where a datagram goes.
+    pub(super) fn destination(&self, position: u32) -> Option<&Destination> {
+        self.destinations.get(self.slot(position))
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.tail = 0;
+        self.head = 0;
+    }
+
+    pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
+        if !is_supported(transport, &request.operation) {
+            return Err(PostError::InvalidOperation);
+        }
+        if self.len() >= self.depth {
+            return Err(PostError::QueueFull);
+        }
+        if transport == Transport::Ud && request.destination.is_none() {
+            return Err(PostError::NoDestination);
+        }
+        let slot = self.slot(self.head);
+        let mut wqe =
+            Wqe { wr_id: request.wr_id, operation: request.operation, flags: request.flags, ..Wqe::EMPTY };
+        match request.data {
+            Data::Gather(sges) => self.store_sges(slot, &mut wqe, sges)?,
+            Data::Inline(pieces) => self.store_inline(slot, &mut wqe, pieces)?,
+        }
+        if matches!(request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) {
+            // The operand is eight bytes; the list must have room for them (clause 9.4.5).
+            if wqe.length < 8 {
+                wqe.error = Some(Status::LocalLength);
+            }
+            wqe.length = 8;
+        }
+        if let (Some(place), Some(destination)) = (self.destinations.get_mut(slot), request.destination) {
+            *place = destination;
+        }
+        self.wqes[slot] = wqe;
+        self.head = self.head.wrapping_add(1);
+        Ok(())
+    }
+
+    fn store_sges(&mut self, slot: usize, wqe: &mut Wqe, sges: &[Sge]) -> Result<(), PostError> {
+        if wqe.is_local() {
+            return Ok(());
+        }
+        if sges.len() > self.max_sge {
+            return Err(PostError::TooManySges);
+        }
+        self.sges[slot * self.max_sge..][..sges.len()].copy_from_slice(sges);
+        wqe.num_sge = len32(sges.len());
+        let length: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
+        match u32::try_from(length) {
+            Ok(length) if length <= MAX_MESSAGE => wqe.length = length,
+            _ => wqe.error = Some(Status::LocalLength),
+        }
+        Ok(())
+    }
+
+    fn store_inline(&mut self, slot: usize, wqe: &mut Wqe, pieces: &[&[u8]]) -> Result<(), PostError> {
+        if wqe.wants_response() || wqe.is_local() {
+            return Err(PostError::InvalidOperation);
+        }
+        let mut room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
+        for piece in pieces {
+            let (place, rest) = room.split_at_mut_checked(piece.len()).ok_or(PostError::InlineTooLong)?;
+            place.copy_from_slice(piece);
+            room = rest;
+        }
+        wqe.length = len32(self.max_inline - room.len());
+        wqe.inline = true;
+        Ok(())
+    }
+}
+
+/// Which operations a transport has (clause 9.1, table 36).
+fn is_supported(transport: Transport, operation: &SendOperation) -> bool {
+    use SendOperation as Op;
+    match operation {
+        Op::Send | Op::SendWithImmediate(_) => true,
+        Op::Write { .. } | Op::WriteWithImmediate { .. } | Op::BindWindow(_) | Op::LocalInvalidate(_) => {
+            matches!(transport, Transport::Rc | Transport::Uc)
+        }
+        Op::SendWithInvalidate(_) | Op::Read { .. } | Op::CompareSwap { .. } | Op::FetchAdd { .. } => {
+            transport == Transport::Rc
+        }
+    }
+}
