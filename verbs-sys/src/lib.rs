@@ -43,4 +43,6 @@ pub use table::{LoadError, Verbs};
 mod names;
 
 #[cfg(feature = "test-providers")]
+pub mod evil;
+#[cfg(feature = "test-providers")]
 pub mod null;

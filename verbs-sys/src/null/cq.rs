@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::device::{Context, Kind, MAX_CQE};
-use super::event::{Acks, EventQueue};
+use super::device::{Context, MAX_CQE};
+use super::event::{Acks, EventQueue, Subject};
 use super::fail;
 use super::qp::Qp;
 use crate::bindings::*;
@@ -40,7 +40,7 @@ pub(crate) unsafe extern "C" fn create_comp_channel(context: *mut ibv_context) -
         Err(error) => return fail(error.raw_os_error().unwrap_or(libc::EMFILE)),
     };
     // SAFETY: the caller passes a live context.
-    unsafe { Context::from_raw(context) }.born(Kind::Channel);
+    unsafe { Context::from_raw(context) }.born();
     let base = UnsafeCell::new(ibv_comp_channel { context, fd: events.raw_fd(), refcnt: 0 });
     Box::into_raw(Box::new(Channel { base, events, uses: AtomicU32::new(0) })).cast()
 }
@@ -55,7 +55,7 @@ pub(crate) unsafe extern "C" fn destroy_comp_channel(raw: *mut ibv_comp_channel)
     // SAFETY: set at creation and never changed.
     let context = unsafe { (*base).context };
     // SAFETY: a context outlives its objects.
-    unsafe { Context::from_raw(context) }.died(Kind::Channel);
+    unsafe { Context::from_raw(context) }.died();
     // SAFETY: as above, and no completion queue refers to it any more.
     drop(unsafe { Box::from_raw(raw.cast::<Channel>()) });
     0
@@ -132,7 +132,8 @@ pub(crate) struct Cq {
     ring: Mutex<Ring>,
     /// Queue pairs that complete to it.
     pub(crate) uses: AtomicU32,
-    events: Acks,
+    /// Of events on the channel.
+    acks: Acks,
     pub(crate) async_acks: Acks,
 }
 
@@ -157,6 +158,14 @@ impl Cq {
         unsafe { Context::from_raw(context) }
     }
 
+    /// Adds an event to the channel, if there is one.
+    pub(crate) fn notify(&self) {
+        if let Some(channel) = self.channel() {
+            self.acks.raised();
+            channel.events.push(self.as_raw());
+        }
+    }
+
     fn channel(&self) -> Option<&Channel> {
         let base = self.base.get();
         // SAFETY: set at creation and never changed.
@@ -179,8 +188,8 @@ impl Cq {
             ring.armed = Armed::No;
         }
         drop(ring);
-        if wakes && let Some(channel) = self.channel() {
-            channel.events.push(self.as_raw());
+        if wakes {
+            self.notify();
         }
         if !fitted {
             self.overrun();
@@ -190,18 +199,21 @@ impl Cq {
     #[cold]
     fn overrun(&self) {
         let element = ibv_async_event__bindgen_ty_1 { cq: self.as_raw() };
-        let event_type = ibv_event_type::IBV_EVENT_CQ_ERR;
-        self.context().async_events.push(ibv_async_event { element, event_type });
+        self.context().raise(ibv_event_type::IBV_EVENT_CQ_ERR, element);
     }
 
-    /// Removes a queue pair's completions.
-    pub(crate) fn remove(&self, qp_num: u32) {
+    /// Ends a queue pair's tie to its completions; `keep` leaves them in the queue.
+    pub(crate) fn disown(&self, qp_num: u32, keep: bool) {
         let mut ring = self.ring.lock();
         for _ in 0..ring.len() {
-            if let Some(entry) = ring.pop()
-                && entry.wc.qp_num != qp_num
-            {
-                ring.push(entry);
+            if let Some(mut entry) = ring.pop() {
+                let its = entry.wc.qp_num == qp_num;
+                if its {
+                    entry.retires = None;
+                }
+                if keep || !its {
+                    ring.push(entry);
+                }
             }
         }
     }
@@ -228,7 +240,7 @@ pub(crate) unsafe extern "C" fn create_cq(
     base.cq_context = cq_context;
     base.cqe = ring.capacity().cast_signed();
     // SAFETY: the caller passes a live context.
-    unsafe { Context::from_raw(context) }.born(Kind::Cq);
+    unsafe { Context::from_raw(context) }.born();
     // SAFETY: the caller passes null or a live channel.
     if let Some(channel) = unsafe { Channel::from_raw(channel) } {
         channel.uses.fetch_add(1, Ordering::Relaxed);
@@ -237,7 +249,7 @@ pub(crate) unsafe extern "C" fn create_cq(
         base: UnsafeCell::new(base),
         ring: Mutex::new(ring),
         uses: AtomicU32::new(0),
-        events: Acks::default(),
+        acks: Acks::default(),
         async_acks: Acks::default(),
     };
     Box::into_raw(Box::new(cq)).cast()
@@ -272,16 +284,11 @@ pub(crate) unsafe extern "C" fn destroy_cq(raw: *mut ibv_cq) -> c_int {
         return libc::EBUSY;
     }
     if let Some(channel) = cq.channel() {
-        channel.events.discard(|&event| event == raw);
+        channel.events.settle(&cq.acks, |&event| event == raw);
         channel.uses.fetch_sub(1, Ordering::Release);
     }
-    cq.context().async_events.discard(|event| {
-        // SAFETY: an event of this type names a queue.
-        event.event_type == ibv_event_type::IBV_EVENT_CQ_ERR && unsafe { event.element.cq } == raw
-    });
-    cq.events.wait();
-    cq.async_acks.wait();
-    cq.context().died(Kind::Cq);
+    cq.context().async_events.settle(&cq.async_acks, |event| Subject::of(event) == Subject::Cq(raw));
+    cq.context().died();
     // SAFETY: it came from `Box::into_raw` in `create_cq`, and nothing refers to it any more.
     drop(unsafe { Box::from_raw(raw.cast::<Cq>()) });
     0
@@ -299,9 +306,7 @@ pub(crate) unsafe extern "C" fn get_cq_event(
     };
     match channel.events.take() {
         Ok(raw) => {
-            // SAFETY: a queue discards its undelivered events before it goes.
-            unsafe { Cq::from_raw(raw) }.events.delivered();
-            // SAFETY: as above.
+            // SAFETY: the queue is live: it waits for the acknowledgement of this event before it goes.
             let user = unsafe { (*raw).cq_context };
             // SAFETY: the caller passes a valid output pointer.
             unsafe { cq.write(raw) };
@@ -318,7 +323,7 @@ pub(crate) unsafe extern "C" fn get_cq_event(
 
 pub(crate) unsafe extern "C" fn ack_cq_events(cq: *mut ibv_cq, count: c_uint) {
     // SAFETY: the caller passes a live queue.
-    unsafe { Cq::from_raw(cq) }.events.acknowledge(count);
+    unsafe { Cq::from_raw(cq) }.acks.acknowledge(count);
 }
 
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use core::ffi::{c_char, c_int};
 use core::mem::{MaybeUninit, offset_of, size_of};
 use core::ptr;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::net::Ipv4Addr;
 use std::sync::OnceLock;
 
@@ -24,20 +24,6 @@ pub(crate) const MAX_MESSAGE: u32 = 1 << 31;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PKEY: u16 = 0xffff;
 
-/// Kinds of objects, to count the live ones.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Kind {
-    Context,
-    Pd,
-    Mr,
-    Mw,
-    Ah,
-    Channel,
-    Cq,
-    Srq,
-    Qp,
-}
-
 /// A device, never freed. `repr(C)`: a pointer to its first field is a pointer to it.
 #[repr(C)]
 pub(crate) struct Device {
@@ -45,7 +31,10 @@ pub(crate) struct Device {
     /// Providers look behind the public structure; real allocations have room there.
     _room: [u64; 16],
     index: u32,
-    live: [AtomicU32; Kind::Qp as usize + 1],
+    /// Contexts, and objects of contexts.
+    live: AtomicU32,
+    /// A queue pair that is reset or destroyed leaves its completions behind, as on rxe.
+    pub(crate) keeps_completions: AtomicBool,
 }
 
 impl Device {
@@ -61,7 +50,13 @@ impl Device {
         };
         copy_name(&mut base.name, name);
         copy_name(&mut base.dev_name, name);
-        Device { base: UnsafeCell::new(base), _room: [0; 16], index, live: Default::default() }
+        Device {
+            base: UnsafeCell::new(base),
+            _room: [0; 16],
+            index,
+            live: AtomicU32::new(0),
+            keeps_completions: AtomicBool::new(false),
+        }
     }
 
     /// # Safety
@@ -72,13 +67,13 @@ impl Device {
         unsafe { &*raw.cast::<Device>() }
     }
 
-    pub(crate) fn as_raw(&'static self) -> *mut ibv_device {
+    pub(crate) fn as_raw(&self) -> *mut ibv_device {
         ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// How many objects of a kind exist on this device.
-    pub(crate) fn live(&self, kind: Kind) -> &AtomicU32 {
-        &self.live[kind as usize]
+    /// How many objects of this device exist.
+    pub(crate) fn live_objects(&self) -> u32 {
+        self.live.load(Ordering::Relaxed)
     }
 }
 
@@ -113,7 +108,7 @@ impl Context {
         unsafe { &*start.cast::<Context>() }
     }
 
-    fn device(&self) -> &'static Device {
+    pub(crate) fn device(&self) -> &'static Device {
         let verbs = self.verbs.get();
         // SAFETY: the context is live and its device pointer never changes.
         let raw = unsafe { (*verbs).context.device };
@@ -122,15 +117,15 @@ impl Context {
     }
 
     /// Counts an object that was created.
-    pub(crate) fn born(&self, kind: Kind) {
+    pub(crate) fn born(&self) {
         self.objects.fetch_add(1, Ordering::Relaxed);
-        self.device().live(kind).fetch_add(1, Ordering::Relaxed);
+        self.device().live.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts an object that was destroyed.
-    pub(crate) fn died(&self, kind: Kind) {
-        self.objects.fetch_sub(1, Ordering::Relaxed);
-        self.device().live(kind).fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn died(&self) {
+        self.objects.fetch_sub(1, Ordering::Release);
+        self.device().live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -219,7 +214,7 @@ pub(crate) unsafe extern "C" fn open_device(device: *mut ibv_device) -> *mut ibv
         objects: AtomicU32::new(0),
     }));
     // SAFETY: the caller passes a device of this provider.
-    unsafe { Device::from_raw(device) }.live(Kind::Context).fetch_add(1, Ordering::Relaxed);
+    unsafe { Device::from_raw(device) }.live.fetch_add(1, Ordering::Relaxed);
     // SAFETY: stays within the allocation: the context is the last field of the first field.
     unsafe { context.cast::<u8>().add(offset_of!(verbs_context, context)) }.cast()
 }
@@ -232,7 +227,7 @@ pub(crate) unsafe extern "C" fn close_device(raw: *mut ibv_context) -> c_int {
         set_errno(libc::EBUSY);
         return -1;
     }
-    context.device().live(Kind::Context).fetch_sub(1, Ordering::Relaxed);
+    context.device().live.fetch_sub(1, Ordering::Relaxed);
     // SAFETY: as in `from_raw`.
     let start = unsafe { raw.cast::<u8>().sub(offset_of!(verbs_context, context)) };
     // SAFETY: it came from `Box::into_raw` in `open_device`, and nothing refers to it any more.

@@ -67,14 +67,18 @@ impl<T> EventQueue<T> {
         }
     }
 
-    /// Removes the events that an object about to be destroyed has not delivered.
-    pub(crate) fn discard(&self, is_its: impl Fn(&T) -> bool) {
+    /// Removes the events that nobody took of an object about to be destroyed, and waits for the
+    /// acknowledgement of the others.
+    pub(crate) fn settle(&self, acks: &Acks, is_its: impl Fn(&T) -> bool) {
         let mut queue = self.queue.lock();
         let before = queue.len();
         queue.retain(|event| !is_its(event));
-        if queue.len() != before {
+        let removed = before - queue.len();
+        if removed > 0 {
             self.clear_if_empty(&queue);
         }
+        drop(queue);
+        acks.settle(removed);
     }
 
     /// Makes the descriptor unreadable when the last event left the queue, whose lock is held.
@@ -87,59 +91,98 @@ impl<T> EventQueue<T> {
     }
 }
 
-/// Events of one object that were delivered, and those of them that were acknowledged.
+/// Events of one object that were raised and not yet acknowledged. They keep the object alive.
 #[derive(Default)]
 pub(crate) struct Acks {
-    /// Delivered and not acknowledged. Negative after one acknowledgement too many.
+    /// Negative after one acknowledgement too many.
     pending: Mutex<i64>,
     settled: Condvar,
 }
 
 impl Acks {
-    pub(crate) fn delivered(&self) {
+    /// Counts an event, before it can be taken.
+    pub(crate) fn raised(&self) {
         *self.pending.lock() += 1;
     }
 
     pub(crate) fn acknowledge(&self, count: u32) {
-        *self.pending.lock() -= i64::from(count);
+        let mut pending = self.pending.lock();
+        *pending -= i64::from(count);
+        // Under the lock: once it is free the waiter may free this structure.
         self.settled.notify_all();
     }
 
-    /// Waits until every delivered event was acknowledged, as destroying the object must.
-    pub(crate) fn wait(&self) {
+    /// Waits until every event but the `removed` ones was acknowledged, as destroying the object must.
+    fn settle(&self, removed: usize) {
         let mut pending = self.pending.lock();
+        *pending -= i64::try_from(removed).unwrap_or(i64::MAX);
         while *pending > 0 {
             self.settled.wait(&mut pending);
         }
     }
 }
 
-/// The acknowledgements of the object that an event is about; none for events of a port or device.
-///
-/// # Safety
-///
-/// `event` was made by this provider and its object is live.
-unsafe fn acks_of(event: &ibv_async_event) -> Option<&Acks> {
-    match event.event_type {
-        ibv_event_type::IBV_EVENT_CQ_ERR => {
-            // SAFETY: the event's type says that the element is a completion queue.
-            let cq = unsafe { event.element.cq };
-            // SAFETY: it is live (the caller's promise).
-            Some(&unsafe { Cq::from_raw(cq) }.async_acks)
+/// What an asynchronous event is about.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Subject {
+    Cq(*mut ibv_cq),
+    Qp(*mut ibv_qp),
+    Srq(*mut ibv_srq),
+    /// The port, the device, or something that this provider does not know.
+    Device,
+}
+
+impl Subject {
+    pub(crate) fn of(event: &ibv_async_event) -> Subject {
+        match event.event_type {
+            // SAFETY: the type says which element was set.
+            ibv_event_type::IBV_EVENT_CQ_ERR => Subject::Cq(unsafe { event.element.cq }),
+            ibv_event_type::IBV_EVENT_SRQ_ERR | ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED => {
+                // SAFETY: as above.
+                Subject::Srq(unsafe { event.element.srq })
+            }
+            ibv_event_type::IBV_EVENT_QP_FATAL
+            | ibv_event_type::IBV_EVENT_QP_REQ_ERR
+            | ibv_event_type::IBV_EVENT_QP_ACCESS_ERR
+            | ibv_event_type::IBV_EVENT_COMM_EST
+            | ibv_event_type::IBV_EVENT_SQ_DRAINED
+            | ibv_event_type::IBV_EVENT_PATH_MIG
+            | ibv_event_type::IBV_EVENT_PATH_MIG_ERR
+            | ibv_event_type::IBV_EVENT_QP_LAST_WQE_REACHED => {
+                // SAFETY: as above.
+                Subject::Qp(unsafe { event.element.qp })
+            }
+            _ => Subject::Device,
         }
-        ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED | ibv_event_type::IBV_EVENT_SRQ_ERR => {
-            // SAFETY: as above, a shared receive queue.
-            let srq = unsafe { event.element.srq };
+    }
+
+    /// The acknowledgements that the object waits for.
+    ///
+    /// # Safety
+    ///
+    /// The object is live.
+    unsafe fn acks<'a>(self) -> Option<&'a Acks> {
+        match self {
+            // SAFETY: the caller's promise.
+            Subject::Cq(cq) => Some(&unsafe { Cq::from_raw(cq) }.async_acks),
             // SAFETY: as above.
-            Some(&unsafe { Srq::from_raw(srq) }.acks)
-        }
-        ibv_event_type::IBV_EVENT_QP_LAST_WQE_REACHED => {
-            // SAFETY: as above, a queue pair.
-            let qp = unsafe { event.element.qp };
+            Subject::Qp(qp) => Some(&unsafe { Qp::from_raw(qp) }.acks),
             // SAFETY: as above.
-            Some(&unsafe { Qp::from_raw(qp) }.acks)
+            Subject::Srq(srq) => Some(&unsafe { Srq::from_raw(srq) }.acks),
+            Subject::Device => None,
         }
-        _ => None,
+    }
+}
+
+impl Context {
+    /// Raises an asynchronous event about an object of this context, or about the device.
+    pub(crate) fn raise(&self, event_type: ibv_event_type, element: ibv_async_event__bindgen_ty_1) {
+        let event = ibv_async_event { element, event_type };
+        // SAFETY: whoever raises an event about an object has that object.
+        if let Some(acks) = unsafe { Subject::of(&event).acks() } {
+            acks.raised();
+        }
+        self.async_events.push(event);
     }
 }
 
@@ -151,10 +194,6 @@ pub(crate) unsafe extern "C" fn get_async_event(
     let context = unsafe { Context::from_raw(context) };
     match context.async_events.take() {
         Ok(taken) => {
-            // SAFETY: objects discard their undelivered events before they go.
-            if let Some(acks) = unsafe { acks_of(&taken) } {
-                acks.delivered();
-            }
             // SAFETY: the caller passes a valid output pointer.
             unsafe { event.write(taken) };
             0
@@ -170,7 +209,7 @@ pub(crate) unsafe extern "C" fn ack_async_event(event: *mut ibv_async_event) {
     // SAFETY: the caller passes an event that it got above; its object waits for this call.
     let event = unsafe { &*event };
     // SAFETY: as above.
-    if let Some(acks) = unsafe { acks_of(event) } {
+    if let Some(acks) = unsafe { Subject::of(event).acks() } {
         acks.acknowledge(1);
     }
 }

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use core::ffi::{c_int, c_uint, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::device::{Context, Kind};
+use super::device::Context;
 use super::fail;
 use crate::bindings::*;
 
@@ -37,21 +37,21 @@ impl Pd {
     }
 
     /// Counts an object that begins to refer to it.
-    pub(crate) fn born(&self, kind: Kind) {
+    pub(crate) fn born(&self) {
         self.uses.fetch_add(1, Ordering::Relaxed);
-        self.context().born(kind);
+        self.context().born();
     }
 
     /// Counts an object that no longer does.
-    pub(crate) fn died(&self, kind: Kind) {
+    pub(crate) fn died(&self) {
         self.uses.fetch_sub(1, Ordering::Release);
-        self.context().died(kind);
+        self.context().died();
     }
 }
 
 pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {
     // SAFETY: the caller passes a live context.
-    unsafe { Context::from_raw(context) }.born(Kind::Pd);
+    unsafe { Context::from_raw(context) }.born();
     let base = UnsafeCell::new(ibv_pd { context, handle: 0 });
     Box::into_raw(Box::new(Pd { base, uses: AtomicU32::new(0) })).cast()
 }
@@ -62,7 +62,7 @@ pub(crate) unsafe extern "C" fn dealloc_pd(raw: *mut ibv_pd) -> c_int {
     if pd.uses.load(Ordering::Acquire) != 0 {
         return libc::EBUSY;
     }
-    pd.context().died(Kind::Pd);
+    pd.context().died();
     // SAFETY: it came from `Box::into_raw` in `alloc_pd`, and nothing refers to it any more.
     drop(unsafe { Box::from_raw(raw.cast::<Pd>()) });
     0
@@ -89,7 +89,7 @@ pub(crate) unsafe extern "C" fn reg_mr(
     }
     // SAFETY: the caller passes a live domain.
     let domain = unsafe { Pd::from_raw(pd) };
-    domain.born(Kind::Mr);
+    domain.born();
     let key = new_key();
     let context = domain.raw_context();
     Box::into_raw(Box::new(ibv_mr { context, pd, addr, length, handle: 0, lkey: key, rkey: key }))
@@ -121,7 +121,7 @@ pub(crate) unsafe extern "C" fn dereg_mr(mr: *mut ibv_mr) -> c_int {
     // SAFETY: the caller passes a live region, made by `Box::into_raw` in `reg_mr`.
     let mr = unsafe { Box::from_raw(mr) };
     // SAFETY: a domain outlives its regions (`dealloc_pd` refuses otherwise).
-    unsafe { Pd::from_raw(mr.pd) }.died(Kind::Mr);
+    unsafe { Pd::from_raw(mr.pd) }.died();
     0
 }
 
@@ -131,7 +131,7 @@ pub(crate) unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, mw_type: ibv_mw_type) 
     }
     // SAFETY: the caller passes a live domain.
     let domain = unsafe { Pd::from_raw(pd) };
-    domain.born(Kind::Mw);
+    domain.born();
     let context = domain.raw_context();
     Box::into_raw(Box::new(ibv_mw { context, pd, rkey: new_key(), handle: 0, type_: mw_type }))
 }
@@ -140,7 +140,7 @@ pub(crate) unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {
     // SAFETY: the caller passes a live window, made by `Box::into_raw` in `alloc_mw`.
     let mw = unsafe { Box::from_raw(mw) };
     // SAFETY: a domain outlives its windows.
-    unsafe { Pd::from_raw(mw.pd) }.died(Kind::Mw);
+    unsafe { Pd::from_raw(mw.pd) }.died();
     0
 }
 
@@ -151,7 +151,7 @@ pub(crate) unsafe extern "C" fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_att
     }
     // SAFETY: the caller passes a live domain.
     let domain = unsafe { Pd::from_raw(pd) };
-    domain.born(Kind::Ah);
+    domain.born();
     Box::into_raw(Box::new(ibv_ah { context: domain.raw_context(), pd, handle: 0 }))
 }
 
@@ -164,6 +164,6 @@ pub(crate) unsafe extern "C" fn destroy_ah(ah: *mut ibv_ah) -> c_int {
     // SAFETY: the caller passes a live handle, made by `Box::into_raw` in `create_ah`.
     let ah = unsafe { Box::from_raw(ah) };
     // SAFETY: a domain outlives its handles.
-    unsafe { Pd::from_raw(ah.pd) }.died(Kind::Ah);
+    unsafe { Pd::from_raw(ah.pd) }.died();
     0
 }

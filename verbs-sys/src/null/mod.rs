@@ -33,13 +33,13 @@
 //! this order: send queue, receive queue, completion queue; an event queue's comes last and never
 //! under a completion queue's.
 
-mod cq;
-mod device;
-mod event;
-mod memory;
-mod post;
-mod qp;
-mod srq;
+pub(crate) mod cq;
+pub(crate) mod device;
+pub(crate) mod event;
+pub(crate) mod memory;
+pub(crate) mod post;
+pub(crate) mod qp;
+pub(crate) mod srq;
 mod transition;
 
 use crate::Verbs;
@@ -106,7 +106,7 @@ static VERBS: Verbs = Verbs {
 };
 
 /// Null with `errno` set: how a function that creates an object fails.
-fn fail<T>(errno: core::ffi::c_int) -> *mut T {
+pub(crate) fn fail<T>(errno: core::ffi::c_int) -> *mut T {
     crate::inline::set_errno(errno);
     core::ptr::null_mut()
 }

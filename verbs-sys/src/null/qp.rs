@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 
 use super::cq::{Cq, Entry};
-use super::device::{Kind, MAX_INLINE, MAX_QUEUE, MAX_SGE};
-use super::event::Acks;
+use super::device::{MAX_INLINE, MAX_QUEUE, MAX_SGE};
+use super::event::{Acks, Subject};
 use super::fail;
 use super::memory::{Pd, is_valid_path};
 use super::srq::{ReceiveRing, Srq};
@@ -102,8 +102,7 @@ impl Qp {
         drop(receives);
         if !self.srq.is_null() {
             let element = ibv_async_event__bindgen_ty_1 { qp: self.as_raw() };
-            let event_type = ibv_event_type::IBV_EVENT_QP_LAST_WQE_REACHED;
-            self.pd().context().async_events.push(ibv_async_event { element, event_type });
+            self.pd().context().raise(ibv_event_type::IBV_EVENT_QP_LAST_WQE_REACHED, element);
         }
     }
 
@@ -122,8 +121,9 @@ impl Qp {
 
     /// Forgets all that was posted and completed.
     fn clear(&self, posted: &mut u32) {
-        self.send_cq().remove(self.number);
-        self.recv_cq().remove(self.number);
+        let keep = self.pd().context().device().keeps_completions.load(Ordering::Relaxed);
+        self.send_cq().disown(self.number, keep);
+        self.recv_cq().disown(self.number, keep);
         self.receives.lock().clear();
         *posted = 0;
         self.retired.store(0, Ordering::Release);
@@ -185,7 +185,7 @@ pub(crate) unsafe extern "C" fn create_qp(pd: *mut ibv_pd, init: *mut ibv_qp_ini
         attr: Mutex::new(ibv_qp_attr { cap, ..Default::default() }),
         acks: Acks::default(),
     };
-    domain.born(Kind::Qp);
+    domain.born();
     qp.send_cq().uses.fetch_add(1, Ordering::Relaxed);
     qp.recv_cq().uses.fetch_add(1, Ordering::Relaxed);
     if let Some(srq) = qp.srq() {
@@ -305,18 +305,13 @@ pub(crate) unsafe extern "C" fn destroy_qp(raw: *mut ibv_qp) -> c_int {
     // SAFETY: the caller passes a live pair.
     let qp = unsafe { Qp::from_raw(raw) };
     qp.clear(&mut qp.posted.lock());
-    qp.pd().context().async_events.discard(|event| {
-        event.event_type == ibv_event_type::IBV_EVENT_QP_LAST_WQE_REACHED
-            // SAFETY: an event of this type names a queue pair.
-            && unsafe { event.element.qp } == raw
-    });
-    qp.acks.wait();
+    qp.pd().context().async_events.settle(&qp.acks, |event| Subject::of(event) == Subject::Qp(raw));
     qp.send_cq().uses.fetch_sub(1, Ordering::Release);
     qp.recv_cq().uses.fetch_sub(1, Ordering::Release);
     if let Some(srq) = qp.srq() {
         srq.uses.fetch_sub(1, Ordering::Release);
     }
-    qp.pd().died(Kind::Qp);
+    qp.pd().died();
     // SAFETY: it came from `Box::into_raw` in `create_qp`, and nothing refers to it any more.
     drop(unsafe { Box::from_raw(raw.cast::<Qp>()) });
     0

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-use super::device::{Kind, MAX_QUEUE, MAX_SGE};
-use super::event::Acks;
+use super::device::{MAX_QUEUE, MAX_SGE};
+use super::event::{Acks, Subject};
 use super::fail;
 use super::memory::Pd;
 use crate::bindings::*;
@@ -113,8 +113,7 @@ impl Srq {
         drop(shared);
         if reached {
             let element = ibv_async_event__bindgen_ty_1 { srq: ptr::from_ref(self).cast_mut().cast() };
-            let event_type = ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED;
-            self.pd().context().async_events.push(ibv_async_event { element, event_type });
+            self.pd().context().raise(ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED, element);
         }
         receive
     }
@@ -128,7 +127,7 @@ pub(crate) unsafe extern "C" fn create_srq(pd: *mut ibv_pd, init: *mut ibv_srq_i
     }
     // SAFETY: the caller passes a live domain.
     let domain = unsafe { Pd::from_raw(pd) };
-    domain.born(Kind::Srq);
+    domain.born();
     // SAFETY: all zeroes is a valid `ibv_srq`: null pointers, an unlocked mutex, a condition without waiters.
     let mut base = unsafe { MaybeUninit::<ibv_srq>::zeroed().assume_init() };
     base.context = domain.raw_context();
@@ -189,13 +188,8 @@ pub(crate) unsafe extern "C" fn destroy_srq(raw: *mut ibv_srq) -> c_int {
     if srq.uses.load(Ordering::Acquire) != 0 {
         return libc::EBUSY;
     }
-    srq.pd().context().async_events.discard(|event| {
-        event.event_type == ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED
-            // SAFETY: an event of this type names a shared receive queue.
-            && unsafe { event.element.srq } == raw
-    });
-    srq.acks.wait();
-    srq.pd().died(Kind::Srq);
+    srq.pd().context().async_events.settle(&srq.acks, |event| Subject::of(event) == Subject::Srq(raw));
+    srq.pd().died();
     // SAFETY: it came from `Box::into_raw` in `create_srq`, and nothing refers to it any more.
     drop(unsafe { Box::from_raw(raw.cast::<Srq>()) });
     0
