@@ -5,6 +5,7 @@
 
 use core::ffi::{CStr, c_int};
 use core::ptr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use verbs_sys::inline::{ibv_poll_cq, ibv_post_recv, ibv_post_send, ibv_post_srq_recv, ibv_req_notify_cq};
 use verbs_sys::*;
@@ -196,7 +197,10 @@ impl Rig {
     pub(crate) fn post(&self, chain: &mut [ibv_send_wr]) -> (c_int, Option<usize>) {
         let first = chain.as_mut_ptr();
         for i in 1..chain.len() {
-            chain[i - 1].next = first.wrapping_add(i);
+            // Through the pointer that the provider gets, not through the slice.
+            let link = first.wrapping_add(i - 1);
+            // SAFETY: within the slice.
+            unsafe { (*link).next = first.wrapping_add(i) };
         }
         let mut bad = ptr::null_mut();
         // SAFETY: a live pair and a terminated list of valid requests.
@@ -307,8 +311,16 @@ impl Rig {
     }
 }
 
+/// Asks an epoll descriptor, edge-triggered and used once: the one way that Miri knows.
 fn readable(fd: c_int) -> bool {
-    let mut wait = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid entry.
-    unsafe { libc::poll(&raw mut wait, 1, 0) == 1 }
+    // SAFETY: no precondition.
+    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    assert!(epoll >= 0);
+    // SAFETY: just created, and nobody else has it.
+    let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+    let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET).cast_unsigned(), u64: 0 };
+    // SAFETY: open descriptors, a valid event.
+    assert_eq!(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) }, 0);
+    // SAFETY: room for one event.
+    unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, 0) == 1 }
 }
