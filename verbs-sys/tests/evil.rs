@@ -7,7 +7,9 @@ use core::ptr;
 use rig::{Completion, Plan, Request, Rig, SIGNALED, State, Status, open, request};
 use verbs_sys::evil::{self, Evil, Slot};
 use verbs_sys::inline::{errno, ibv_alloc_mw, ibv_query_device_ex, ibv_query_port_ex};
-use verbs_sys::{ibv_device_attr_ex, ibv_event_type, ibv_gid, ibv_mw_type, ibv_port_attr, ibv_port_state};
+use verbs_sys::{
+    ibv_device_attr_ex, ibv_event_type, ibv_gid, ibv_mw_type, ibv_port_attr, ibv_port_state, ibv_sge,
+};
 
 fn ready(evil: &Evil, plan: &Plan) -> Rig {
     Rig::ready(evil::verbs(), evil.name(), plan)
@@ -276,4 +278,44 @@ fn an_old_library_lacks_the_optional_functions() {
     );
     let evil = evil::device();
     Rig::ready(old, evil.name(), &Plan::default()).close();
+}
+
+#[test]
+fn scribbling_touches_what_is_in_flight_and_nothing_else() {
+    let evil = evil::device();
+    let rig = ready(evil, &Plan::default());
+    let mut memory = vec![0_u8; 32];
+    let address = memory.as_mut_ptr();
+    let access = verbs_sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0.cast_signed();
+    // SAFETY: a live domain; the memory outlives the registration.
+    let region = unsafe { (rig.verbs.ibv_reg_mr)(rig.pd, address.cast(), 32, access) };
+    // SAFETY: a live region.
+    let lkey = unsafe { (*region).lkey };
+    let part = |at: usize| ibv_sge { addr: (address.expose_provenance() + at) as u64, length: 8, lkey };
+    let bytes = |at: usize| -> u8 {
+        // SAFETY: within the memory, which nobody writes right now.
+        unsafe { *address.wrapping_add(at) }
+    };
+
+    assert_eq!(rig.receive_into(1, part(0)), 0);
+    assert_eq!(rig.receive_into(2, part(8)), 0);
+    assert_eq!(evil.scribble(), 16);
+    assert_eq!([bytes(0), bytes(15), bytes(16)], [evil::SCRIBBLE, evil::SCRIBBLE, 0]);
+    evil.hold();
+    assert_eq!(rig.send_from(request(3, Request::IBV_WR_SEND, SIGNALED), part(16)), 0);
+    assert_eq!(evil.scribble(), 24, "a completion that was not delivered ends nothing");
+    assert_eq!(bytes(16), 0, "the buffer of a send is only read");
+    evil.release();
+    assert_eq!(rig.poll().len(), 2);
+    assert_eq!(evil.scribble(), 8, "the second receive is left");
+    assert_eq!(rig.modify(State::IBV_QPS_RESET), 0);
+    assert_eq!(evil.scribble(), 0);
+
+    assert_eq!(rig.modify(State::IBV_QPS_INIT), 0);
+    assert_eq!(rig.receive_into(4, part(0)), 0);
+    assert_eq!(evil.scribble(), 8);
+    // SAFETY: live; a receive still names it.
+    assert_eq!(unsafe { (rig.verbs.ibv_dereg_mr)(region) }, 0);
+    assert_eq!(evil.scribble(), 0, "no registration, no access");
+    rig.close();
 }

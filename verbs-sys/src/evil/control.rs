@@ -4,7 +4,8 @@ use core::ffi::{c_int, c_uint, c_void};
 use core::mem::offset_of;
 use core::ptr;
 
-use super::{DEVICES, Evil, Slot, data};
+use super::dma::Queue;
+use super::{DEVICES, Evil, Slot, data, query};
 use crate::Verbs;
 use crate::bindings::*;
 use crate::inline::set_errno;
@@ -68,7 +69,7 @@ impl Failure for c_int {
 }
 
 /// -1 with `errno` set, for the verbs that report so.
-fn minus_one(errno: c_int) -> c_int {
+pub(super) fn minus_one(errno: c_int) -> c_int {
     set_errno(errno);
     -1
 }
@@ -92,8 +93,6 @@ faulty! {
     query_pkey(context: *mut ibv_context, port: u8, index: c_int, pkey: *mut __be16) -> c_int = device::query_pkey, else minus_one;
     alloc_pd(context: *mut ibv_context) -> *mut ibv_pd = memory::alloc_pd, else Failure::failure;
     dealloc_pd(pd: *mut ibv_pd) -> c_int = memory::dealloc_pd, else Failure::failure;
-    reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr = memory::reg_mr, else Failure::failure;
-    dereg_mr(mr: *mut ibv_mr) -> c_int = memory::dereg_mr, else Failure::failure;
     alloc_mw(pd: *mut ibv_pd, mw_type: ibv_mw_type) -> *mut ibv_mw = memory::alloc_mw, else Failure::failure;
     dealloc_mw(mw: *mut ibv_mw) -> c_int = memory::dealloc_mw, else Failure::failure;
     create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_attr) -> *mut ibv_ah = memory::create_ah, else Failure::failure;
@@ -104,7 +103,6 @@ faulty! {
     get_cq_event(channel: *mut ibv_comp_channel, queue: *mut *mut ibv_cq, user: *mut *mut c_void) -> c_int = cq::get_cq_event, else minus_one;
     modify_srq(queue: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int = srq::modify_srq, else Failure::failure;
     query_srq(queue: *mut ibv_srq, attr: *mut ibv_srq_attr) -> c_int = srq::query_srq, else Failure::failure;
-    modify_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int = qp::modify_qp, else Failure::failure;
     attach_mcast(pair: *mut ibv_qp, gid: *const ibv_gid, lid: u16) -> c_int = qp::attach_mcast, else Failure::failure;
     detach_mcast(pair: *mut ibv_qp, gid: *const ibv_gid, lid: u16) -> c_int = qp::attach_mcast, else Failure::failure;
     get_async_event(context: *mut ibv_context, taken: *mut ibv_async_event) -> c_int = event::get_async_event, else minus_one;
@@ -112,7 +110,7 @@ faulty! {
 
 /// A verb that destroys an object which unsolicited events may be about.
 macro_rules! destroyers {
-    ($($name:ident($object:ident: $ty:ty) = $base:path, from $list:ident, else $failed:path;)*) => {$(
+    ($($name:ident($object:ident: $ty:ty) = $base:path, from $list:ident, forgets $forget:expr, else $failed:path;)*) => {$(
         unsafe extern "C" fn $name($object: $ty) -> c_int {
             // SAFETY: the caller passes a live object.
             let evil = unsafe { $object.evil() };
@@ -124,17 +122,20 @@ macro_rules! destroyers {
             let result = unsafe { $base($object) };
             if result != 0 {
                 evil.live.lock().$list.push($object);
+                return result;
             }
-            result
+            let forget: fn(&Evil, $ty) = $forget;
+            forget(evil, $object);
+            0
         }
     )*};
 }
 
 destroyers! {
-    close_device(context: *mut ibv_context) = device::close_device, from contexts, else minus_one;
-    destroy_cq(queue: *mut ibv_cq) = cq::destroy_cq, from cqs, else Failure::failure;
-    destroy_srq(queue: *mut ibv_srq) = srq::destroy_srq, from srqs, else Failure::failure;
-    destroy_qp(pair: *mut ibv_qp) = qp::destroy_qp, from qps, else Failure::failure;
+    close_device(context: *mut ibv_context) = device::close_device, from contexts, forgets |_, _| (), else minus_one;
+    destroy_cq(queue: *mut ibv_cq) = cq::destroy_cq, from cqs, forgets |_, _| (), else Failure::failure;
+    destroy_srq(queue: *mut ibv_srq) = srq::destroy_srq, from srqs, forgets |evil, queue| evil.dma.lock().forget(Queue::Shared(queue.addr())), else Failure::failure;
+    destroy_qp(pair: *mut ibv_qp) = qp::destroy_qp, from qps, forgets forget_pair, else Failure::failure;
 }
 
 unsafe extern "C" fn get_device_list(count: *mut c_int) -> *mut *mut ibv_device {
@@ -159,8 +160,8 @@ unsafe extern "C" fn open_device(raw: *mut ibv_device) -> *mut ibv_context {
     // SAFETY: it is live, and nobody else has it yet.
     let extended = unsafe { &mut *extended.cast::<verbs_context>() };
     let keeps = |slot| !evil.lacks(slot);
-    extended.query_port = keeps(Slot::QueryPort).then_some(query_port);
-    extended.query_device_ex = keeps(Slot::QueryDeviceEx).then_some(query_device_ex);
+    extended.query_port = keeps(Slot::QueryPort).then_some(query::query_port);
+    extended.query_device_ex = keeps(Slot::QueryDeviceEx).then_some(query::query_device_ex);
     if !keeps(Slot::ExtendedSlots) {
         extended.sz = size_of::<verbs_context>() - offset_of!(verbs_context, sz);
     }
@@ -178,143 +179,6 @@ unsafe extern "C" fn open_device(raw: *mut ibv_device) -> *mut ibv_context {
     ops.post_recv = keeps(Slot::PostRecv).then_some(data::post_recv);
     evil.live.lock().contexts.push(context);
     context
-}
-
-unsafe extern "C" fn query_device(context: *mut ibv_context, attr: *mut ibv_device_attr) -> c_int {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_device.strike() {
-        return errno;
-    }
-    // SAFETY: the caller's arguments.
-    let result = unsafe { device::query_device(context, attr) };
-    // SAFETY: the base wrote it.
-    evil.device_attr.apply(unsafe { &mut *attr });
-    result
-}
-
-unsafe extern "C" fn query_device_ex(
-    context: *mut ibv_context,
-    input: *const ibv_query_device_ex_input,
-    attr: *mut ibv_device_attr_ex,
-    size: usize,
-) -> c_int {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_device.strike() {
-        return errno;
-    }
-    // SAFETY: the caller's arguments.
-    let result = unsafe { device::query_device_ex(context, input, attr, size) };
-    if result == 0 {
-        // SAFETY: the base wrote at least this first field.
-        evil.device_attr.apply(unsafe { &mut *attr.cast::<ibv_device_attr>() });
-    }
-    result
-}
-
-unsafe extern "C" fn query_port(
-    context: *mut ibv_context,
-    port_num: u8,
-    attr: *mut ibv_port_attr,
-    size: usize,
-) -> c_int {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_port.strike() {
-        return errno;
-    }
-    let mut full = ibv_port_attr::default();
-    // SAFETY: a live context and room for the whole structure.
-    let result = unsafe { device::query_port(context, port_num, &raw mut full, size_of::<ibv_port_attr>()) };
-    if result == 0 {
-        evil.port.apply(&mut full);
-        let size = size.min(size_of::<ibv_port_attr>());
-        // SAFETY: the caller's structure has `size` bytes, and ours has them too.
-        unsafe { ptr::copy_nonoverlapping(ptr::from_ref(&full).cast::<u8>(), attr.cast::<u8>(), size) };
-    }
-    result
-}
-
-unsafe extern "C" fn query_port_compat(
-    context: *mut ibv_context,
-    port_num: u8,
-    attr: *mut _compat_ibv_port_attr,
-) -> c_int {
-    // SAFETY: the caller's structure has these bytes.
-    unsafe { query_port(context, port_num, attr.cast(), offset_of!(ibv_port_attr, port_cap_flags2)) }
-}
-
-unsafe extern "C" fn query_gid(
-    context: *mut ibv_context,
-    port_num: u8,
-    index: c_int,
-    gid: *mut ibv_gid,
-) -> c_int {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_gid.strike() {
-        return minus_one(errno);
-    }
-    // SAFETY: the caller's arguments.
-    let result = unsafe { device::query_gid(context, port_num, index, gid) };
-    if result == 0 {
-        // SAFETY: the base wrote it.
-        let mut entry = ibv_gid_entry { gid: unsafe { *gid }, ..Default::default() };
-        evil.gid.apply(&mut entry);
-        // SAFETY: the caller passes a valid output pointer.
-        unsafe { gid.write(entry.gid) };
-    }
-    result
-}
-
-unsafe extern "C" fn query_gid_ex(
-    context: *mut ibv_context,
-    port_num: u32,
-    index: u32,
-    entry: *mut ibv_gid_entry,
-    flags: u32,
-    size: usize,
-) -> c_int {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_gid_ex.strike() {
-        return errno;
-    }
-    // SAFETY: the caller's arguments.
-    let result = unsafe { device::query_gid_ex(context, port_num, index, entry, flags, size) };
-    if result == 0 {
-        // SAFETY: the base wrote it.
-        evil.gid.apply(unsafe { &mut *entry });
-    }
-    result
-}
-
-unsafe extern "C" fn query_gid_table(
-    context: *mut ibv_context,
-    entries: *mut ibv_gid_entry,
-    max: usize,
-    flags: u32,
-    size: usize,
-) -> isize {
-    // SAFETY: the caller passes a live context.
-    let evil = unsafe { context.evil() };
-    if let Some(errno) = evil.query_gid_table.strike() {
-        return -(errno as isize);
-    }
-    // SAFETY: the caller's arguments.
-    let mut count = unsafe { device::query_gid_table(context, entries, max, flags, size) };
-    for i in 0..usize::try_from(count).unwrap_or(0) {
-        // SAFETY: the base wrote `count` entries of `size` bytes each, at least as long as ours.
-        let at = unsafe { entries.cast::<u8>().add(i * size) }.cast::<ibv_gid_entry>();
-        // SAFETY: as above.
-        let mut entry = unsafe { at.read_unaligned() };
-        evil.gid.apply(&mut entry);
-        // SAFETY: as above.
-        unsafe { at.write_unaligned(entry) };
-    }
-    evil.gid_count.apply(&mut count);
-    count
 }
 
 unsafe extern "C" fn create_cq(
@@ -371,22 +235,53 @@ unsafe extern "C" fn create_qp(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> 
     pair
 }
 
-unsafe extern "C" fn query_qp(
-    pair: *mut ibv_qp,
-    attr: *mut ibv_qp_attr,
-    mask: c_int,
-    init: *mut ibv_qp_init_attr,
-) -> c_int {
+unsafe extern "C" fn modify_qp(pair: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int {
     // SAFETY: the caller passes a live pair.
     let evil = unsafe { pair.evil() };
-    if let Some(errno) = evil.query_qp.strike() {
+    if let Some(errno) = evil.modify_qp.strike() {
         return errno;
     }
     // SAFETY: the caller's arguments.
-    let result = unsafe { qp::query_qp(pair, attr, mask, init) };
-    // SAFETY: the base wrote it.
-    evil.qp_attr.apply(unsafe { &mut *attr });
+    let result = unsafe { qp::modify_qp(pair, attr, mask) };
+    // SAFETY: the pair is live, and the base keeps its public state current.
+    if result == 0 && unsafe { (*pair).state } == ibv_qp_state::IBV_QPS_RESET {
+        forget_pair(evil, pair);
+    }
     result
+}
+
+/// The device lost interest in the memory of everything that was posted to a pair.
+fn forget_pair(evil: &Evil, pair: *mut ibv_qp) {
+    let mut dma = evil.dma.lock();
+    dma.forget(Queue::Send(pair.addr()));
+    dma.forget(Queue::Receive(pair.addr()));
+}
+
+unsafe extern "C" fn reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr {
+    // SAFETY: the caller passes a live domain.
+    let evil = unsafe { pd.evil() };
+    if let Some(errno) = evil.reg_mr.strike() {
+        return fail(errno);
+    }
+    // SAFETY: the caller's arguments.
+    let region = unsafe { memory::reg_mr(pd, addr, length, access) };
+    // SAFETY: null, or a live region.
+    if let Some(region) = unsafe { region.as_ref() } {
+        evil.dma.lock().register(region);
+    }
+    region
+}
+
+unsafe extern "C" fn dereg_mr(region: *mut ibv_mr) -> c_int {
+    // SAFETY: the caller passes a live region.
+    let evil = unsafe { region.evil() };
+    if let Some(errno) = evil.dereg_mr.strike() {
+        return errno;
+    }
+    // SAFETY: as above.
+    evil.dma.lock().deregister(unsafe { (*region).lkey });
+    // SAFETY: as above; the base does not fail.
+    unsafe { memory::dereg_mr(region) }
 }
 
 unsafe extern "C" fn reg_mr_iova(
@@ -429,8 +324,8 @@ pub fn old_verbs() -> &'static Verbs {
 static VERBS: Verbs = Verbs {
     ibv_get_device_index: Some(device::get_device_index),
     ibv_get_pkey_index: Some(device::get_pkey_index),
-    ibv_query_gid_ex: Some(query_gid_ex),
-    ibv_query_gid_table: Some(query_gid_table),
+    ibv_query_gid_ex: Some(query::query_gid_ex),
+    ibv_query_gid_table: Some(query::query_gid_table),
     ibv_reg_mr_iova: Some(reg_mr_iova),
     ibv_reg_mr_iova2: Some(reg_mr_iova2),
     ..REQUIRED
@@ -447,9 +342,9 @@ const REQUIRED: Verbs = Verbs {
     ibv_close_device: close_device,
     ibv_get_async_event: get_async_event,
     ibv_ack_async_event: event::ack_async_event,
-    ibv_query_device: query_device,
-    ibv_query_port: query_port_compat,
-    ibv_query_gid: query_gid,
+    ibv_query_device: query::query_device,
+    ibv_query_port: query::query_port_compat,
+    ibv_query_gid: query::query_gid,
     ibv_query_pkey: query_pkey,
     ibv_alloc_pd: alloc_pd,
     ibv_dealloc_pd: dealloc_pd,
@@ -468,7 +363,7 @@ const REQUIRED: Verbs = Verbs {
     ibv_destroy_srq: destroy_srq,
     ibv_create_qp: create_qp,
     ibv_modify_qp: modify_qp,
-    ibv_query_qp: query_qp,
+    ibv_query_qp: query::query_qp,
     ibv_destroy_qp: destroy_qp,
     ibv_create_ah: create_ah,
     ibv_destroy_ah: destroy_ah,

@@ -2,10 +2,12 @@
 
 use core::ffi::c_int;
 use core::ptr;
+use core::slice;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::Evil;
 use super::control::Object;
+use super::dma::Queue;
 use super::knob::Fault;
 use crate::bindings::*;
 use crate::null::{cq, post};
@@ -38,6 +40,7 @@ impl Evil {
             if take(&self.lose) {
                 continue;
             }
+            self.done_with(&wc);
             self.completion.apply(&mut wc);
             for _ in 0..self.repeats.load(Ordering::Relaxed) {
                 strays.push_back(wc);
@@ -47,6 +50,21 @@ impl Evil {
                 delivered.push(wc);
             }
             return Some(wc);
+        }
+    }
+}
+
+impl Evil {
+    /// The device no longer touches the memory of the request that a completion is about.
+    fn done_with(&self, wc: &ibv_wc) {
+        let receive = wc.opcode.0 & ibv_wc_opcode::IBV_WC_RECV.0 != 0;
+        if let Some((pair, shared)) = self.live.lock().pair(wc.qp_num) {
+            let queue = match (receive, shared) {
+                (false, _) => Queue::Send(pair),
+                (true, None) => Queue::Receive(pair),
+                (true, Some(shared)) => Queue::Shared(shared),
+            };
+            self.dma.lock().complete(queue, wc.wr_id);
         }
     }
 }
@@ -90,20 +108,82 @@ pub(super) unsafe extern "C" fn bind_mw(pair: *mut ibv_qp, mw: *mut ibv_mw, bind
 }
 
 /// A work request: part of a list.
-trait Chained: Copy {
+trait Request: Copy {
     fn next_mut(&mut self) -> &mut *mut Self;
+    fn id(&self) -> u64;
+    fn list(&self) -> (*mut ibv_sge, c_int);
+    /// Whether the device reads or writes its buffers, and which; `None` for inline data.
+    fn writes(&self) -> Option<bool>;
 }
 
-impl Chained for ibv_send_wr {
+impl Request for ibv_send_wr {
     fn next_mut(&mut self) -> &mut *mut ibv_send_wr {
         &mut self.next
     }
+
+    fn id(&self) -> u64 {
+        self.wr_id
+    }
+
+    fn list(&self) -> (*mut ibv_sge, c_int) {
+        (self.sg_list, self.num_sge)
+    }
+
+    fn writes(&self) -> Option<bool> {
+        let inline = self.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0;
+        let fetches = matches!(
+            self.opcode,
+            ibv_wr_opcode::IBV_WR_RDMA_READ
+                | ibv_wr_opcode::IBV_WR_ATOMIC_CMP_AND_SWP
+                | ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD
+        );
+        (!inline).then_some(fetches)
+    }
 }
 
-impl Chained for ibv_recv_wr {
+impl Request for ibv_recv_wr {
     fn next_mut(&mut self) -> &mut *mut ibv_recv_wr {
         &mut self.next
     }
+
+    fn id(&self) -> u64 {
+        self.wr_id
+    }
+
+    fn list(&self) -> (*mut ibv_sge, c_int) {
+        (self.sg_list, self.num_sge)
+    }
+
+    fn writes(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+/// Posts one request, whose buffers the device may touch from before it can complete.
+///
+/// # Safety
+///
+/// `one` is a valid request.
+unsafe fn post_one<W: Request>(
+    evil: &Evil,
+    queue: Queue,
+    one: &mut W,
+    post: impl FnOnce(*mut W) -> c_int,
+) -> c_int {
+    let (list, count) = one.list();
+    let count = usize::try_from(count).unwrap_or(0);
+    let id = one.id();
+    let writes = one.writes().filter(|_| count > 0);
+    if let Some(writes) = writes {
+        // SAFETY: the caller's promise: a valid list, and not an empty one.
+        let buffers = unsafe { slice::from_raw_parts(list, count) };
+        evil.dma.lock().post(queue, id, writes, buffers);
+    }
+    let status = post(one);
+    if status != 0 && writes.is_some() {
+        evil.dma.lock().refuse(queue, id);
+    }
+    status
 }
 
 /// Posts a list one by one until `fault` strikes or `post` refuses.
@@ -111,18 +191,23 @@ impl Chained for ibv_recv_wr {
 /// # Safety
 ///
 /// `wr` is a list of valid requests that ends with a null pointer, `bad_wr` valid for writes.
-unsafe fn post_each<W: Chained>(
+unsafe fn post_each<W: Request>(
     evil: &Evil,
     fault: &Fault,
+    queue: Queue,
     mut wr: *mut W,
     bad_wr: *mut *mut W,
-    mut post: impl FnMut(*mut W) -> c_int,
+    post: impl Fn(*mut W) -> c_int,
 ) -> c_int {
     while !wr.is_null() {
         // SAFETY: the caller's promise.
         let mut one = unsafe { *wr };
         let next = core::mem::replace(one.next_mut(), ptr::null_mut());
-        let status = fault.strike().unwrap_or_else(|| post(&raw mut one));
+        let status = match fault.strike() {
+            Some(errno) => errno,
+            // SAFETY: the caller's promise.
+            None => unsafe { post_one(evil, queue, &mut one, &post) },
+        };
         if status != 0 {
             if !evil.omits_bad_wr.load(Ordering::Relaxed) {
                 // SAFETY: the caller's promise.
@@ -136,7 +221,7 @@ unsafe fn post_each<W: Chained>(
 }
 
 macro_rules! posts {
-    ($($name:ident($object:ident: $ty:ty, $wr:ty);)*) => {$(
+    ($($name:ident($object:ident: $ty:ty, $wr:ty) = $queue:path;)*) => {$(
         pub(super) unsafe extern "C" fn $name($object: *mut $ty, wr: *mut $wr, bad_wr: *mut *mut $wr) -> c_int {
             // SAFETY: the caller passes a live object.
             let evil = unsafe { $object.evil() };
@@ -146,13 +231,13 @@ macro_rules! posts {
                 unsafe { post::$name($object, one, &raw mut bad) }
             };
             // SAFETY: the caller's list.
-            unsafe { post_each(evil, &evil.$name, wr, bad_wr, post) }
+            unsafe { post_each(evil, &evil.$name, $queue($object.addr()), wr, bad_wr, post) }
         }
     )*};
 }
 
 posts! {
-    post_send(pair: ibv_qp, ibv_send_wr);
-    post_recv(pair: ibv_qp, ibv_recv_wr);
-    post_srq_recv(queue: ibv_srq, ibv_recv_wr);
+    post_send(pair: ibv_qp, ibv_send_wr) = Queue::Send;
+    post_recv(pair: ibv_qp, ibv_recv_wr) = Queue::Receive;
+    post_srq_recv(queue: ibv_srq, ibv_recv_wr) = Queue::Shared;
 }

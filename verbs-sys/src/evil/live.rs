@@ -19,6 +19,15 @@ pub(super) struct Live {
 unsafe impl Send for Live {}
 
 impl Live {
+    /// The address of the pair of that number, and that of its shared receive queue.
+    pub(super) fn pair(&self, number: u32) -> Option<(usize, Option<usize>)> {
+        self.qps.iter().find_map(|&qp| {
+            // SAFETY: it is live.
+            let pair = unsafe { &*qp };
+            (pair.qp_num == number).then(|| (qp.addr(), (!pair.srq.is_null()).then(|| pair.srq.addr())))
+        })
+    }
+
     pub(super) fn ring_channels(&self) {
         for &cq in &self.cqs {
             // SAFETY: it is live (see the type).

@@ -23,8 +23,10 @@
 
 mod control;
 mod data;
+mod dma;
 mod knob;
 mod live;
+mod query;
 
 use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -38,7 +40,11 @@ use crate::null;
 pub use control::{old_verbs, verbs};
 pub use knob::{Fault, Lie};
 
+use dma::Dma;
 use live::Live;
+
+/// The byte that [`Evil::scribble`] writes.
+pub const SCRIBBLE: u8 = 0xee;
 
 /// A function pointer that a context can lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +78,7 @@ macro_rules! faults {
         pub struct Evil {
             device: null::device::Device,
             live: Mutex<Live>,
+            dma: Mutex<Dma>,
             removed: Mutex<Vec<Slot>>,
             /// Completions that no work request asked for.
             strays: Mutex<VecDeque<ibv_wc>>,
@@ -109,6 +116,7 @@ macro_rules! faults {
                 Evil {
                     device: null::device::Device::new(name, index),
                     live: Mutex::default(),
+                    dma: Mutex::default(),
                     removed: Mutex::default(),
                     strays: Mutex::default(),
                     delivered: Mutex::default(),
@@ -210,6 +218,19 @@ impl Evil {
     pub fn release(&self) {
         self.held.store(false, Ordering::Relaxed);
         self.ring_channels();
+    }
+
+    /// Touches all memory that the device may touch now: overwrites the buffers of receives, reads
+    /// and atomics with [`SCRIBBLE`], reads those of sends and writes, as far as their work request
+    /// has no delivered completion, its queue exists, and their region is registered. The number
+    /// of bytes.
+    ///
+    /// Under Miri or a sanitizer this finds memory that was freed, moved or lent out too early.
+    /// Safe because whoever posted the work requests promised that the memory may be used so.
+    pub fn scribble(&self) -> u64 {
+        let dma = self.dma.lock();
+        // SAFETY: the contract of `ibv_post_send` and `ibv_post_recv`, upheld by their callers.
+        unsafe { dma.touch() }
     }
 
     /// Adds an event for every queue that has a channel, armed or not, with or without completions.

@@ -186,8 +186,11 @@ impl Rig {
     }
 
     /// Posts one request of `length` bytes: the errno.
-    pub(crate) fn send(&self, mut wr: ibv_send_wr, length: u32) -> c_int {
-        let mut list = sge(length);
+    pub(crate) fn send(&self, wr: ibv_send_wr, length: u32) -> c_int {
+        self.send_from(wr, sge(length))
+    }
+
+    pub(crate) fn send_from(&self, mut wr: ibv_send_wr, mut list: ibv_sge) -> c_int {
         wr.sg_list = &raw mut list;
         wr.num_sge = 1;
         self.post(&mut [wr]).0
@@ -211,7 +214,10 @@ impl Rig {
 
     /// Posts one receive of `length` bytes, to the shared queue where there is one: the errno.
     pub(crate) fn receive(&self, wr_id: u64, length: u32) -> c_int {
-        let mut list = sge(length);
+        self.receive_into(wr_id, sge(length))
+    }
+
+    pub(crate) fn receive_into(&self, wr_id: u64, mut list: ibv_sge) -> c_int {
         let mut wr = ibv_recv_wr { wr_id, next: ptr::null_mut(), sg_list: &raw mut list, num_sge: 1 };
         let mut bad = ptr::null_mut();
         if self.srq.is_null() {
