@@ -1,5 +1,7 @@
 //! An RDMA device in user space: RoCEv2 over UDP behind the libibverbs ABI
 
+mod device;
 mod net;
-pub mod proto;
-pub mod wire;
+mod proto;
+mod sys;
+mod wire;

@@ -205,7 +205,10 @@ mod tests {
         let error = choose(Some("127.77.0.1")).unwrap_err();
         assert_eq!(error.errno(), libc::EADDRINUSE);
         let text = error.to_string();
-        assert!(text.contains("127.77.0.1") && text.contains("4791") && text.contains("RDMA_SOFT_ADDR"), "{text}");
+        assert!(
+            text.contains("127.77.0.1") && text.contains("4791") && text.contains("RDMA_SOFT_ADDR"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -4,10 +4,16 @@
 //! (GSO), and come in, one or several equal ones per call (GRO).
 
 mod address;
+mod envelope;
+mod fault;
+mod pcap;
 mod socket;
-mod sys;
 
-pub(crate) use address::{Local, OpenError, choose};
+pub use address::OpenError;
+pub(crate) use address::{Local, choose, to_gid};
+pub(crate) use envelope::Envelope;
+pub(crate) use fault::{FAULT_VARIABLE, Fault, FaultRates, Faults, corrupt};
+pub(crate) use pcap::{Capture, PCAP_VARIABLE};
 pub(crate) use socket::{Datagrams, MAX_BATCH_LEN, MAX_SEGMENTS, ReceiveBuffer, SendError, Socket};
 
 /// The name of the variable that binds the device to an address or an interface.

@@ -5,11 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::wire::{ICRC_LEN, Icrc, Ipv4Repr, Ipv6Repr, UdpRepr};
+use super::envelope::{Envelope, Ip};
+use crate::wire::{ICRC_LEN, Ipv4Repr, Ipv6Repr, UdpRepr};
 
 /// The name of the variable.
 pub(crate) const PCAP_VARIABLE: &str = "RDMA_SOFT_PCAP";
@@ -18,17 +18,6 @@ const MAGIC_NANOSECONDS: u32 = 0xa1b2_3c4d;
 const LINKTYPE_ETHERNET: u32 = 1;
 const ETHERNET_LEN: usize = 14;
 const SNAPLEN: u32 = 65536;
-
-/// The headers of a packet that the socket does not show.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Envelope {
-    pub(crate) from: SocketAddr,
-    pub(crate) to: SocketAddr,
-    /// Differentiated services and ECN.
-    pub(crate) traffic_class: u8,
-    /// IPv4 identification: 0, or the segment's number in a segmented send.
-    pub(crate) identification: u16,
-}
 
 /// An open capture file.
 #[derive(Debug)]
@@ -65,8 +54,8 @@ impl Capture {
         icrc: Option<[u8; ICRC_LEN]>,
     ) -> io::Result<()> {
         let mut head = [0_u8; ETHERNET_LEN + Ipv6Repr::LEN + UdpRepr::LEN];
-        let (head_len, computed) = write_headers(&mut head, envelope, transport)?;
-        let icrc = icrc.unwrap_or_else(|| computed.to_bytes());
+        let head_len = write_headers(&mut head, envelope, transport.len() + ICRC_LEN);
+        let icrc = icrc.unwrap_or_else(|| envelope.icrc(transport).to_bytes());
         let length = u32::try_from(head_len + transport.len() + ICRC_LEN).map_err(io::Error::other)?;
         // A clock before 1970 is no reason to lose a packet.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -86,70 +75,33 @@ impl Capture {
     }
 }
 
-/// Writes Ethernet, IP and UDP headers; their length, and the ICRC that goes with them.
+/// Writes Ethernet, IP and UDP headers around `len` bytes from BTH to ICRC; their length.
 fn write_headers(
     head: &mut [u8; ETHERNET_LEN + Ipv6Repr::LEN + UdpRepr::LEN],
     envelope: &Envelope,
-    transport: &[u8],
-) -> io::Result<(usize, Icrc)> {
-    let too_long = || io::Error::from(io::ErrorKind::InvalidInput);
-    let udp_len = u16::try_from(UdpRepr::LEN + transport.len() + ICRC_LEN).map_err(|_| too_long())?;
-    let udp =
-        UdpRepr { src_port: envelope.from.port(), dst_port: envelope.to.port(), len: udp_len, checksum: 0 };
-    let ethertype: u16;
-    let ip_end;
-    let icrc;
-    match (envelope.from.ip(), envelope.to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let ip = Ipv4Repr {
-                traffic_class: envelope.traffic_class,
-                total_len: udp_len.checked_add(Ipv4Repr::LEN as u16).ok_or_else(too_long)?,
-                identification: envelope.identification,
-                dont_fragment: true,
-                hop_limit: 64,
-                src: from.octets(),
-                dst: to.octets(),
-            };
-            ethertype = 0x0800;
-            ip_end = ETHERNET_LEN + Ipv4Repr::LEN;
-            if let Some(out) = head[ETHERNET_LEN..].first_chunk_mut() {
-                ip.emit(out);
-            }
-            icrc = Icrc::ipv4(&ip, &udp, transport);
+    len: usize,
+) -> usize {
+    let (ip, udp) = envelope.headers(len);
+    let after = &mut head[ETHERNET_LEN..];
+    let (ethertype, ip_len): (u16, usize) = match ip {
+        Ip::V4(ip) => {
+            after.first_chunk_mut().map(|out| ip.emit(out));
+            (0x0800, Ipv4Repr::LEN)
         }
-        (from, to) => {
-            let octets = |address: IpAddr| match address {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                IpAddr::V6(v6) => v6.octets(),
-            };
-            let ip = Ipv6Repr {
-                traffic_class: envelope.traffic_class,
-                flow_label: 0,
-                payload_len: udp_len,
-                next_header: Ipv6Repr::UDP,
-                hop_limit: 64,
-                src: octets(from),
-                dst: octets(to),
-            };
-            ethertype = 0x86dd;
-            ip_end = ETHERNET_LEN + Ipv6Repr::LEN;
-            if let Some(out) = head[ETHERNET_LEN..].first_chunk_mut() {
-                ip.emit(out);
-            }
-            icrc = Icrc::ipv6(&ip, &udp, transport);
+        Ip::V6(ip) => {
+            after.first_chunk_mut().map(|out| ip.emit(out));
+            (0x86dd, Ipv6Repr::LEN)
         }
-    }
+    };
+    after[ip_len..].first_chunk_mut().map(|out| udp.emit(out));
     head[12..ETHERNET_LEN].copy_from_slice(&ethertype.to_be_bytes());
-    if let Some(out) = head[ip_end..].first_chunk_mut() {
-        udp.emit(out);
-    }
-    Ok((ip_end + UdpRepr::LEN, icrc))
+    ETHERNET_LEN + ip_len + UdpRepr::LEN
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Ipv4, Ipv6};
+    use crate::wire::{Icrc, Ipv4, Ipv6};
 
     fn recorded(from: &str, to: &str, transport: &[u8]) -> Vec<u8> {
         let path = std::env::temp_dir().join(format!(

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, Type};
 
-use super::sys;
+use crate::sys;
 
 /// The most bytes one segmented send may carry: the payload of the largest IPv4 datagram.
 pub(crate) const MAX_BATCH_LEN: usize = 65507;
@@ -116,8 +116,7 @@ impl Socket {
                 control.push(level, kind, &i32::from(traffic_class).to_ne_bytes());
             }
             let buffers = [IoSlice::new(bytes)];
-            let message =
-                MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.as_bytes());
+            let message = MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.as_bytes());
             self.inner.sendmsg(&message, 0)
         };
         match result {
@@ -210,9 +209,9 @@ pub(crate) struct Datagrams<'b> {
 }
 
 impl<'b> Datagrams<'b> {
-    /// Each datagram, with its place among those of one segmented send.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &'b [u8])> + use<'b> {
-        self.bytes.chunks(self.segment).enumerate()
+    /// Each datagram.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &'b [u8]> + use<'b> {
+        self.bytes.chunks(self.segment)
     }
 }
 
@@ -280,7 +279,7 @@ mod tests {
         let (mut buffer, mut got) = (ReceiveBuffer::default(), Vec::new());
         for _ in 0..1000 {
             if let Some(datagrams) = socket.receive(&mut buffer).unwrap() {
-                got.extend(datagrams.iter().map(|(_, d)| d.to_vec()));
+                got.extend(datagrams.iter().map(<[u8]>::to_vec));
             }
             if got.len() >= expected {
                 break;

@@ -1,0 +1,53 @@
+//! Completion channels.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use super::Device;
+use super::completion_queue::CompletionQueue;
+use super::events::EventQueue;
+
+/// Where completion queues announce completions. Its descriptor watches the device's socket too, so that
+/// a packet wakes the sleeper itself, with no thread in between.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(super) events: EventQueue<Arc<CompletionQueue>>,
+    /// Completion queues that use it.
+    pub(crate) users: AtomicUsize,
+}
+
+impl Channel {
+    pub(crate) fn new(device: &Device) -> io::Result<Self> {
+        Ok(Channel { events: EventQueue::new(Some(device.socket_fd()))?, users: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.events.fd()
+    }
+
+    /// The completion queue of the next event. Drives the socket before it sleeps and whenever a packet
+    /// wakes it; blocks unless the descriptor says otherwise.
+    pub(crate) fn take(&self, device: &Device) -> io::Result<Arc<CompletionQueue>> {
+        let pop = || self.events.pop(|cq| cq.completion_events.taken());
+        loop {
+            if let Some(cq) = pop() {
+                return Ok(cq);
+            }
+            // An event that this very thread finds is taken below and needs no signal.
+            if let Some(cq) = device.drive_until(pop) {
+                return Ok(cq);
+            }
+            if self.events.is_nonblocking() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.events.sleep()?;
+        }
+    }
+
+    /// Forgets the events of a completion queue that goes away.
+    pub(crate) fn purge(&self, cq: &Arc<CompletionQueue>) {
+        self.events.purge(|queued| Arc::ptr_eq(queued, cq));
+    }
+}

@@ -1,0 +1,163 @@
+//! Completion queues.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::events::{AsyncEvent, AsyncEvents, EventCount};
+use super::channel::Channel;
+use crate::proto::{Completion, Time};
+use crate::wire::Qpn;
+
+/// A completion as it waits in the queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) completion: Completion,
+    pub(crate) qp_num: Qpn,
+    /// When it was queued; zero unless the queue was created with timestamps.
+    pub(crate) time: Time,
+}
+
+/// Which completion the next event waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Armed {
+    No,
+    Solicited,
+    Any,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Allocated whole at creation.
+    ring: VecDeque<Entry>,
+    depth: usize,
+    armed: Armed,
+    overrun: bool,
+}
+
+/// What must be done after a completion was queued, once no lock is held.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Quiet,
+    /// The channel wants an event of this queue.
+    Notify,
+    Overrun,
+}
+
+#[derive(Debug)]
+pub(crate) struct CompletionQueue {
+    inner: Mutex<Inner>,
+    /// How many completions wait, to see without the lock that none does.
+    len: AtomicUsize,
+    /// What the program knows it by: the address of the C structure, never followed here.
+    pub(crate) identity: usize,
+    pub(crate) channel: Option<Arc<Channel>>,
+    /// Queue pairs that use it, once per direction.
+    pub(crate) users: AtomicUsize,
+    /// Completion events handed out and acknowledged.
+    pub(crate) completion_events: EventCount,
+    /// The same for asynchronous events.
+    pub(crate) async_event_count: Arc<EventCount>,
+    pub(crate) async_events: Arc<AsyncEvents>,
+    pub(crate) timestamps: bool,
+}
+
+impl CompletionQueue {
+    pub(crate) fn new(
+        depth: usize,
+        timestamps: bool,
+        identity: usize,
+        channel: Option<Arc<Channel>>,
+        async_events: Arc<AsyncEvents>,
+    ) -> Self {
+        CompletionQueue {
+            inner: Mutex::new(Inner {
+                ring: VecDeque::with_capacity(depth),
+                depth,
+                armed: Armed::No,
+                overrun: false,
+            }),
+            len: AtomicUsize::new(0),
+            identity,
+            channel,
+            users: AtomicUsize::new(0),
+            completion_events: EventCount::default(),
+            async_event_count: Arc::default(),
+            async_events,
+            timestamps,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a completion. A full queue drops it and says so (clause 11.6.3.2): completions lost are
+    /// never silent.
+    pub(crate) fn push(&self, entry: Entry) -> Pushed {
+        let mut inner = self.lock();
+        if inner.ring.len() >= inner.depth {
+            let first = !std::mem::replace(&mut inner.overrun, true);
+            return if first { Pushed::Overrun } else { Pushed::Quiet };
+        }
+        inner.ring.push_back(entry);
+        self.len.store(inner.ring.len(), Ordering::Release);
+        let failed = entry.completion.status != crate::proto::Status::Success;
+        let wanted = match inner.armed {
+            Armed::No => false,
+            Armed::Solicited => entry.completion.solicited || failed,
+            Armed::Any => true,
+        };
+        if !wanted {
+            return Pushed::Quiet;
+        }
+        inner.armed = Armed::No;
+        if self.channel.is_some() { Pushed::Notify } else { Pushed::Quiet }
+    }
+
+    /// Whether nothing waits; may be outdated at once.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len.load(Ordering::Acquire) == 0
+    }
+
+    /// Takes up to `max` completions, oldest first, and returns their number.
+    pub(crate) fn poll(&self, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
+        let mut inner = self.lock();
+        let n = inner.ring.len().min(max);
+        for (i, entry) in inner.ring.drain(..n).enumerate() {
+            take(i, &entry);
+        }
+        self.len.store(inner.ring.len(), Ordering::Release);
+        n
+    }
+
+    /// Asks for an event when the next completion comes; a solicited-only request never weakens one for any.
+    pub(crate) fn arm(&self, solicited_only: bool) {
+        let mut inner = self.lock();
+        if !solicited_only {
+            inner.armed = Armed::Any;
+        } else if inner.armed == Armed::No {
+            inner.armed = Armed::Solicited;
+        }
+    }
+
+    /// Changes the depth; refused when more completions than that wait.
+    pub(crate) fn resize(&self, depth: usize) -> bool {
+        let mut inner = self.lock();
+        if inner.ring.len() > depth {
+            return false;
+        }
+        let more = depth.saturating_sub(inner.ring.len());
+        inner.ring.reserve_exact(more);
+        inner.depth = depth;
+        true
+    }
+
+    /// Tells the program that completions were lost.
+    pub(crate) fn raise_overrun(&self) {
+        self.async_events.raise(AsyncEvent::CqError, self.identity, &self.async_event_count);
+    }
+}

@@ -1,0 +1,356 @@
+//! From state machines to the socket, or straight to a queue pair of this process.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use socket2::SockAddr;
+
+use super::counters::DeviceCounter;
+use super::peer::{Peer, address_of_gid};
+use super::queue_pair::{Inner, QueuePair, with_host};
+use super::scratch::Scratch;
+use super::{Device, Origin};
+use crate::net::{Envelope, Fault, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
+use crate::proto::{Acks, Destination, MAX_PACKET_LEN, Time};
+use crate::wire::{ICRC_LEN, ROCE_V2_PORT};
+
+/// Packets taken from a state machine at once: a 64 KiB message at the largest path MTU.
+const BATCH_PACKETS: usize = 16;
+const BATCH_LEN: usize = BATCH_PACKETS * MAX_PACKET_LEN;
+/// What a queue pair may send before others have their turn.
+const QUOTA: usize = 4 * BATCH_LEN;
+/// What may wait while the socket takes nothing, in bytes.
+const DELAYED_LEN: usize = 4 << 20;
+
+/// Packets on their way from a state machine to the socket, one behind the other.
+#[derive(Debug)]
+pub(super) struct Batch {
+    bytes: Box<[u8]>,
+    len: usize,
+    packets: Vec<Outgoing>,
+    /// Where those of a connection go.
+    peer: Option<Arc<Peer>>,
+}
+
+#[derive(Debug, Clone)]
+struct Outgoing {
+    /// BTH to ICRC.
+    range: Range<usize>,
+    /// Where a datagram goes; `None` is the peer.
+    destination: Option<Destination>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch {
+            bytes: vec![0; BATCH_LEN].into_boxed_slice(),
+            len: 0,
+            packets: Vec::with_capacity(BATCH_PACKETS),
+            peer: None,
+        }
+    }
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.len = 0;
+        self.packets.clear();
+    }
+
+    /// Packets `from` on that one segmented send can carry: of one destination and one size, the last one
+    /// shorter.
+    fn run(&self, from: usize) -> usize {
+        let first = &self.packets[from];
+        let mut len = first.range.len();
+        let mut end = from + 1;
+        while let Some(next) = self.packets.get(end)
+            && end - from < MAX_SEGMENTS
+            && next.range.len() <= first.range.len()
+            && len + next.range.len() <= MAX_BATCH_LEN
+            && next.destination == first.destination
+        {
+            len += next.range.len();
+            end += 1;
+            if next.range.len() < first.range.len() {
+                break;
+            }
+        }
+        end
+    }
+}
+
+/// Datagrams that the socket would not take, in order.
+#[derive(Debug, Default)]
+pub(super) struct Delayed {
+    queue: Mutex<VecDeque<DelayedSend>>,
+    bytes: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct DelayedSend {
+    to: SockAddr,
+    bytes: Box<[u8]>,
+    segment: usize,
+    traffic_class: u8,
+}
+
+impl Device {
+    /// Sends what the queue pair has to send, as far as its quota goes, and enters it into the lists that
+    /// its state asks for. Takes the lock that the caller holds.
+    pub(super) fn settle<'q>(
+        &self,
+        qp: &'q Arc<QueuePair>,
+        mut inner: MutexGuard<'q, Inner>,
+        acks: Acks,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        let mut sent = 0;
+        // If another thread sends, it looks again when it is done, under this lock.
+        while !inner.sending {
+            self.fill(qp, &mut inner, acks, now, scratch);
+            if scratch.batch.len == 0 {
+                break;
+            }
+            sent += scratch.batch.len;
+            inner.sending = true;
+            drop(inner);
+            self.send_batch(now, scratch);
+            inner = qp.lock();
+            inner.sending = false;
+            if sent >= QUOTA {
+                self.lists.runnable.add(qp);
+                self.note_deadline(now);
+                break;
+            }
+        }
+        self.note_state(qp, &inner, now);
+    }
+
+    /// Takes packets from the state machine until it has none or the batch is full.
+    fn fill(&self, qp: &QueuePair, inner: &mut Inner, acks: Acks, now: Time, scratch: &mut Scratch) {
+        let batch = &mut scratch.batch;
+        batch.clear();
+        with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+            while batch.packets.len() < BATCH_PACKETS {
+                let Some(transmit) = machine.poll_transmit(now, &mut host, acks, &mut batch.bytes[batch.len..])
+                else {
+                    break;
+                };
+                let end = batch.len + transmit.len + ICRC_LEN;
+                batch.packets.push(Outgoing { range: batch.len..end, destination: transmit.destination });
+                batch.len = end;
+            }
+        });
+        if batch.len > 0 && !batch.peer.as_ref().zip(inner.peer.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b)) {
+            batch.peer.clone_from(&inner.peer);
+        }
+    }
+
+    fn send_batch(&self, now: Time, scratch: &mut Scratch) {
+        let connected = scratch.batch.peer.take();
+        let mut from = 0;
+        while from < scratch.batch.packets.len() {
+            let Outgoing { range, destination } = scratch.batch.packets[from].clone();
+            let datagram = destination.map(|d| self.peer_of_destination(&d));
+            // Disconnected meanwhile: nobody waits for what is left.
+            let Some(peer) = datagram.as_ref().or(connected.as_deref()) else { return };
+            let group = destination.filter(|_| peer.address.ip().is_multicast()).map(|d| d.gid);
+            if peer.is_local || group.is_some() || self.faults.is_some() || !self.socket.segmentation() {
+                self.send_one(peer, range, group, now, scratch);
+                from += 1;
+                continue;
+            }
+            let end = scratch.batch.run(from);
+            let Batch { bytes, packets, .. } = &mut scratch.batch;
+            if self.send_run(peer, from..end, bytes, packets) {
+                from = end;
+            }
+        }
+        scratch.batch.peer = connected;
+    }
+
+    /// Completes the packets of a run and sends them by one call; false if they must go one by one.
+    fn send_run(&self, peer: &Peer, run: Range<usize>, bytes: &mut [u8], packets: &[Outgoing]) -> bool {
+        let (first, last) = (&packets[run.start].range, &packets[run.end - 1].range);
+        for (segment, packet) in packets[run.clone()].iter().enumerate() {
+            let identification = u16::try_from(segment).unwrap_or(u16::MAX);
+            self.seal(peer, identification, &mut bytes[packet.range.clone()]);
+        }
+        let all = &bytes[first.start..last.end];
+        match self.send_datagrams(peer, all, first.len()) {
+            Ok(()) => {
+                if self.capture.is_some() {
+                    for (segment, packet) in packets[run].iter().enumerate() {
+                        let identification = u16::try_from(segment).unwrap_or(u16::MAX);
+                        self.record(&self.envelope_to(peer, identification), &bytes[packet.range.clone()], true);
+                    }
+                }
+                true
+            }
+            Err(SendError::NoSegmentation) => {
+                self.socket.disable_segmentation();
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// Sends or delivers a packet by itself, with faults if they are asked for.
+    fn send_one(
+        &self,
+        peer: &Peer,
+        range: Range<usize>,
+        group: Option<[u8; 16]>,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { batch, wakes, touched, .. } = scratch;
+        let packet = &mut batch.bytes[range];
+        // Without faults a local packet needs no ICRC: nothing can happen to it.
+        if !peer.is_local || self.faults.is_some() {
+            self.seal(peer, 0, packet);
+        }
+        let mut repeat = 1;
+        let mut held = None;
+        if let Some(faults) = &self.faults {
+            let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+            let fault = faults.source.next();
+            if fault != Fault::None {
+                self.counters.count(DeviceCounter::Injected);
+            }
+            match fault {
+                Fault::None => {}
+                Fault::Lose => repeat = 0,
+                Fault::Duplicate => repeat = 2,
+                Fault::Corrupt { bit } => corrupt(packet, bit),
+                Fault::Reorder => repeat = 0,
+            }
+            held = if fault == Fault::Reorder {
+                faults.held.replace((peer.address, packet.to_vec()))
+            } else {
+                faults.held.take()
+            };
+        }
+        for _ in 0..repeat {
+            self.pass_on(peer, packet, group, now, (&mut *wakes, &mut *touched));
+        }
+        // What was held back comes after the packet behind it.
+        if let Some((address, packet)) = held {
+            let peer = self.peer_at(address.ip(), 0);
+            self.pass_on(&peer, &packet, None, now, (wakes, touched));
+        }
+    }
+
+    /// Hands one packet to the socket or to its queue pair in this process, or both.
+    fn pass_on(
+        &self,
+        peer: &Peer,
+        packet: &[u8],
+        group: Option<[u8; 16]>,
+        now: Time,
+        (wakes, touched): (&mut super::scratch::Wakes, &mut super::scratch::Touched),
+    ) {
+        let envelope = self.envelope_to(peer, 0);
+        self.record(&envelope, packet, !peer.is_local || self.faults.is_some());
+        if peer.is_local || group.is_some() {
+            self.counters.count(DeviceCounter::LocalPackets);
+            let origin = if self.faults.is_some() { Origin::FaultyLocal } else { Origin::Local };
+            self.take_packet(&envelope, origin, group, packet, now, wakes, touched);
+        }
+        if !peer.is_local {
+            // A failure was counted; what it means is the transport's business.
+            let _ = self.send_datagrams(peer, packet, packet.len());
+        }
+    }
+
+    /// Writes the ICRC behind a packet.
+    fn seal(&self, peer: &Peer, identification: u16, packet: &mut [u8]) {
+        let Some((transport, icrc)) = packet.split_last_chunk_mut::<ICRC_LEN>() else { return };
+        *icrc = self.envelope_to(peer, identification).icrc(transport).to_bytes();
+    }
+
+    pub(super) fn envelope_to(&self, peer: &Peer, identification: u16) -> Envelope {
+        Envelope {
+            from: SocketAddr::new(self.address, ROCE_V2_PORT),
+            to: peer.address,
+            traffic_class: peer.traffic_class,
+            identification,
+        }
+    }
+
+    /// Sends, or queues behind what waits already.
+    fn send_datagrams(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
+        if self.delayed.bytes.load(Ordering::Acquire) == 0 {
+            match self.socket.send(&peer.to, bytes, segment, peer.traffic_class) {
+                Err(SendError::Full) => {}
+                Err(SendError::Refused(e)) => {
+                    self.counters.count(DeviceCounter::SendRefused);
+                    return Err(SendError::Refused(e));
+                }
+                other => return other,
+            }
+        }
+        let mut queue = self.delayed.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.delayed.bytes.load(Ordering::Relaxed) + bytes.len() > DELAYED_LEN {
+            self.counters.count(DeviceCounter::SendRefused);
+            return Err(SendError::Full);
+        }
+        self.counters.count(DeviceCounter::SendDelayed);
+        self.delayed.bytes.fetch_add(bytes.len(), Ordering::Release);
+        queue.push_back(DelayedSend {
+            to: peer.to.clone(),
+            bytes: bytes.into(),
+            segment,
+            traffic_class: peer.traffic_class,
+        });
+        drop(queue);
+        self.note_deadline(self.now());
+        Ok(())
+    }
+
+    pub(super) fn has_delayed(&self) -> bool {
+        self.delayed.bytes.load(Ordering::Acquire) > 0
+    }
+
+    /// Tries again to send what the socket would not take; true if nothing is left.
+    pub(super) fn send_delayed(&self) -> bool {
+        if self.delayed.bytes.load(Ordering::Acquire) == 0 {
+            return true;
+        }
+        let mut queue = self.delayed.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(send) = queue.front() {
+            match self.socket.send(&send.to, &send.bytes, send.segment, send.traffic_class) {
+                Err(SendError::Full) => return false,
+                Ok(()) => {}
+                Err(_) => self.counters.count(DeviceCounter::SendRefused),
+            }
+            self.delayed.bytes.fetch_sub(send.bytes.len(), Ordering::Release);
+            queue.pop_front();
+        }
+        true
+    }
+
+    /// Lets a packet pass that fault injection holds back for a packet that does not come.
+    pub(super) fn release_held(&self, now: Time, scratch: &mut Scratch) {
+        let Some(faults) = &self.faults else { return };
+        let held = faults.lock().unwrap_or_else(PoisonError::into_inner).held.take();
+        if let Some((address, packet)) = held {
+            let peer = self.peer_at(address.ip(), 0);
+            self.pass_on(&peer, &packet, None, now, (&mut scratch.wakes, &mut scratch.touched));
+        }
+    }
+
+    fn peer_of_destination(&self, destination: &Destination) -> Peer {
+        self.peer_at(address_of_gid(destination.gid), destination.traffic_class)
+    }
+
+    /// The destination at an address.
+    pub(crate) fn peer_at(&self, address: std::net::IpAddr, traffic_class: u8) -> Peer {
+        let is_local = address == self.address && !self.settings.local_through_wire;
+        Peer::new(address, self.interface_index, traffic_class, is_local)
+    }
+}

@@ -1,0 +1,256 @@
+//! Events that a program waits for on a file descriptor.
+//!
+//! The descriptor that programs get is an epoll instance: it becomes readable through poll, select and
+//! epoll as any other, its `O_NONBLOCK` flag is the program's to set, and what it watches is ours. One
+//! thing it watches is an eventfd that says whether the queue of events holds any.
+//!
+//! No wake-up is lost because of two rules, both under the queue's lock: `raised` is set before the
+//! eventfd is written, and is cleared only together with a read that took the write away. So while
+//! `raised` is set the eventfd is readable or about to be, and once [`EventQueue::signal`] returned
+//! `raised` is set whenever the queue holds anything. The write itself happens outside of the lock, so
+//! that whom it wakes does not run into it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fs::{OFlags, fcntl_getfl};
+
+/// Events of one kind and the descriptors that announce them.
+#[derive(Debug)]
+pub(crate) struct EventQueue<T> {
+    state: Mutex<State<T>>,
+    eventfd: OwnedFd,
+    epoll: OwnedFd,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    queue: VecDeque<T>,
+    raised: bool,
+}
+
+impl<T> EventQueue<T> {
+    /// A queue whose descriptor also becomes readable when `also` does.
+    pub(crate) fn new(also: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for fd in [Some(eventfd.as_fd()), also].into_iter().flatten() {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        }
+        let state = Mutex::new(State { queue: VecDeque::new(), raised: false });
+        Ok(EventQueue { state, eventfd, epoll })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The descriptor for the program.
+    pub(crate) fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Whether the program asked not to be blocked.
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        fcntl_getfl(&self.epoll).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+    }
+
+    /// Queues an event; [`signal`](Self::signal) must follow before anyone can sleep on it.
+    pub(crate) fn push(&self, event: T) {
+        self.lock().queue.push_back(event);
+    }
+
+    /// Makes the descriptor readable if events wait that it does not announce yet.
+    pub(crate) fn signal(&self) {
+        {
+            let mut state = self.lock();
+            if state.queue.is_empty() || state.raised {
+                return;
+            }
+            state.raised = true;
+        }
+        // Cannot fail: the counter is far from its limit, as each write is preceded by a read.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the oldest event; `taken` runs before anyone else sees the queue.
+    pub(crate) fn pop(&self, taken: impl FnOnce(&T)) -> Option<T> {
+        let mut state = self.lock();
+        let event = state.queue.pop_front();
+        if let Some(event) = &event {
+            taken(event);
+        }
+        if state.queue.is_empty() && state.raised {
+            // Nothing to read means that the write is still on its way: the descriptor will be readable
+            // without an event once, and `raised` stays until that is read.
+            if rustix::io::read(&self.eventfd, &mut [0; 8]).is_ok() {
+                state.raised = false;
+            }
+        }
+        event
+    }
+
+    /// Forgets the events that `unwanted` names.
+    pub(crate) fn purge(&self, unwanted: impl Fn(&T) -> bool) {
+        self.lock().queue.retain(|event| !unwanted(event));
+    }
+
+    /// Sleeps until the descriptor is readable, without end.
+    pub(crate) fn sleep(&self) -> io::Result<()> {
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
+        epoll::wait(&self.epoll, &mut events, None)?;
+        Ok(())
+    }
+}
+
+/// How many events of an object a program took and how many it acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct EventCount {
+    counts: Mutex<(u32, u32)>,
+    acknowledged: Condvar,
+}
+
+impl EventCount {
+    pub(crate) fn taken(&self) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.0 = counts.0.wrapping_add(1);
+    }
+
+    pub(crate) fn acknowledge(&self, n: u32) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.1 = counts.1.wrapping_add(n);
+        self.acknowledged.notify_all();
+    }
+
+    /// Waits until every event taken was acknowledged, as the manual pages say of the destroy calls; false
+    /// if that did not happen within a few seconds, where libibverbs would wait for ever.
+    pub(crate) fn wait(&self) -> bool {
+        const LIMIT: Duration = Duration::from_secs(5);
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_guard, timeout) = self
+            .acknowledged
+            .wait_timeout_while(counts, LIMIT, |(taken, acknowledged)| taken != acknowledged)
+            .unwrap_or_else(PoisonError::into_inner);
+        !timeout.timed_out()
+    }
+}
+
+/// An asynchronous event of this device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AsyncEvent {
+    CqError,
+    Qp(crate::proto::Event),
+    LastWqeReached,
+    SrqLimitReached,
+}
+
+/// One asynchronous event as it waits: what, of which object, and that object's count.
+#[derive(Debug)]
+pub(crate) struct QueuedEvent {
+    pub(crate) event: AsyncEvent,
+    /// Address of the C structure, never followed here.
+    pub(crate) identity: usize,
+    count: Arc<EventCount>,
+}
+
+/// The asynchronous events of one context.
+#[derive(Debug)]
+pub(crate) struct AsyncEvents(EventQueue<QueuedEvent>);
+
+impl AsyncEvents {
+    pub(crate) fn new() -> io::Result<Self> {
+        EventQueue::new(None).map(AsyncEvents)
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.0.fd()
+    }
+
+    pub(crate) fn raise(&self, event: AsyncEvent, identity: usize, count: &Arc<EventCount>) {
+        self.0.push(QueuedEvent { event, identity, count: Arc::clone(count) });
+        self.0.signal();
+    }
+
+    /// The next event; blocks unless the descriptor says otherwise.
+    pub(crate) fn take(&self) -> io::Result<QueuedEvent> {
+        loop {
+            if let Some(event) = self.0.pop(|event| event.count.taken()) {
+                return Ok(event);
+            }
+            if self.0.is_nonblocking() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.0.sleep()?;
+        }
+    }
+
+    /// Forgets what an object that goes away has not told yet.
+    pub(crate) fn purge(&self, identity: usize) {
+        self.0.purge(|event| event.identity == identity);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    fn readable<T>(queue: &EventQueue<T>) -> bool {
+        let mut fds = [PollFd::new(&queue.epoll, PollFlags::IN)];
+        poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+    }
+
+    #[test]
+    fn the_descriptor_says_whether_events_wait() {
+        let queue = EventQueue::new(None).unwrap();
+        assert!(!readable(&queue));
+        queue.push(1);
+        queue.signal();
+        queue.push(2);
+        queue.signal();
+        assert!(readable(&queue));
+        assert_eq!(queue.pop(|_| ()), Some(1));
+        assert!(readable(&queue));
+        assert_eq!(queue.pop(|_| ()), Some(2));
+        assert!(!readable(&queue));
+        assert_eq!(queue.pop(|_| ()), None);
+    }
+
+    #[test]
+    fn no_wake_up_is_lost_between_two_threads() {
+        let queue = Arc::new(EventQueue::new(None).unwrap());
+        let producer = {
+            let queue = Arc::clone(&queue);
+            std::thread::spawn(move || {
+                for i in 0..20_000 {
+                    queue.push(i);
+                    queue.signal();
+                }
+            })
+        };
+        let mut next = 0;
+        while next < 20_000 {
+            match queue.pop(|_| ()) {
+                Some(event) => {
+                    assert_eq!(event, next);
+                    next += 1;
+                }
+                None => queue.sleep().unwrap(),
+            }
+        }
+        producer.join().unwrap();
+    }
+
+    #[test]
+    fn acknowledgements_are_waited_for() {
+        let count = EventCount::default();
+        count.taken();
+        count.taken();
+        count.acknowledge(2);
+        assert!(count.wait());
+    }
+}

@@ -1,0 +1,184 @@
+//! Copies in and out of registered memory: the only place outside of `abi/` that follows a pointer.
+//!
+//! The application may read and write registered memory while the device does. So that this is no data
+//! race, all words of eight aligned bytes are copied by relaxed atomic loads and stores, and the bytes
+//! before the first and after the last such word one by one. A word that both sides use concurrently,
+//! as a flag or an atomic's target, is then accessed by one size everywhere.
+//!
+//! Scalar 64-bit moves run at about the speed of a core's cache, well above that of the socket.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+
+const WORD: usize = size_of::<u64>();
+
+/// A range of memory that is valid for reads and writes by atomics.
+///
+/// Made by `unsafe` code only, which promises that the range stays mapped, and writable where it is
+/// written, as long as the value lives.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawMemory {
+    address: *mut u8,
+    len: usize,
+}
+
+// SAFETY: it is an address range; all accesses through it are atomic.
+unsafe impl Send for RawMemory {}
+// SAFETY: as above.
+unsafe impl Sync for RawMemory {}
+
+impl RawMemory {
+    /// # Safety
+    ///
+    /// `len` bytes from `address` are mapped as long as this value or a part of it is used, and
+    /// writable if [`write`](Self::write) or an atomic is used. Whoever else accesses them at the same
+    /// time does it by atomics of the same size, or is not Rust code.
+    pub(crate) unsafe fn new(address: *mut u8, len: usize) -> Self {
+        RawMemory { address, len }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// `len` bytes from `offset` on, or `None` if they are not all inside.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Option<RawMemory> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len).then(|| RawMemory { address: self.address.wrapping_add(offset), len })
+    }
+
+    /// Copies all of it to `out`, which must be as long.
+    pub(crate) fn read(&self, out: &mut [u8]) {
+        assert_eq!(out.len(), self.len, "the caller cuts both to one length");
+        let head = self.bytes_to_word();
+        let (first, rest) = out.split_at_mut(head);
+        let mut at = self.address;
+        for byte in first {
+            *byte = load_byte(at);
+            at = at.wrapping_add(1);
+        }
+        let mut words = rest.chunks_exact_mut(WORD);
+        for word in &mut words {
+            word.copy_from_slice(&load_word(at).to_ne_bytes());
+            at = at.wrapping_add(WORD);
+        }
+        for byte in words.into_remainder() {
+            *byte = load_byte(at);
+            at = at.wrapping_add(1);
+        }
+    }
+
+    /// Copies `bytes`, which must be as long, over all of it.
+    ///
+    /// The last word or byte is written after all others: programs wait for a message by watching it.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.len, "the caller cuts both to one length");
+        let head = self.bytes_to_word();
+        let (first, rest) = bytes.split_at(head);
+        let mut at = self.address;
+        for byte in first {
+            store_byte(at, *byte);
+            at = at.wrapping_add(1);
+        }
+        let (words, tail) = rest.as_chunks::<WORD>();
+        if let Some((last, most)) = words.split_last() {
+            for word in most {
+                store_word(at, u64::from_ne_bytes(*word));
+                at = at.wrapping_add(WORD);
+            }
+            fence(Ordering::Release);
+            store_word(at, u64::from_ne_bytes(*last));
+            at = at.wrapping_add(WORD);
+        }
+        fence(Ordering::Release);
+        for byte in tail {
+            store_byte(at, *byte);
+            at = at.wrapping_add(1);
+        }
+    }
+
+    /// Replaces the word by `update(word)` atomically and returns what it was; `None` unless this is one
+    /// aligned word.
+    pub(crate) fn update_word(&self, update: impl Fn(u64) -> u64) -> Option<u64> {
+        if self.len != WORD || self.address.addr() % WORD != 0 {
+            return None;
+        }
+        // SAFETY: aligned and eight bytes long, checked above; mapped and writable by `new`'s promise.
+        let word = unsafe { AtomicU64::from_ptr(self.address.cast()) };
+        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| Some(update(w))).ok()
+    }
+
+    /// Bytes before the first aligned word, or all of them if there is none.
+    fn bytes_to_word(&self) -> usize {
+        (self.address.addr().wrapping_neg() % WORD).min(self.len)
+    }
+}
+
+#[inline(always)]
+fn load_byte(at: *mut u8) -> u8 {
+    // SAFETY: `at` is inside of a `RawMemory`, by the loops above; mapped by `new`'s promise.
+    unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed)
+}
+
+#[inline(always)]
+fn store_byte(at: *mut u8, value: u8) {
+    // SAFETY: as in `load_byte`; writable by `new`'s promise.
+    unsafe { AtomicU8::from_ptr(at) }.store(value, Ordering::Relaxed);
+}
+
+#[inline(always)]
+fn load_word(at: *mut u8) -> u64 {
+    // SAFETY: as in `load_byte`, with a whole word before the end; aligned since `bytes_to_word`.
+    unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Relaxed)
+}
+
+#[inline(always)]
+fn store_word(at: *mut u8, value: u64) {
+    // SAFETY: as in `load_word`; writable by `new`'s promise.
+    unsafe { AtomicU64::from_ptr(at.cast()) }.store(value, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_alignment_and_length_is_copied_and_nothing_else() {
+        for offset in 0..WORD {
+            for len in 0..40 {
+                let mut memory = [0xeeu64; 8].map(u64::to_ne_bytes).concat();
+                let source: Vec<u8> = (0..len).map(|i| u8::try_from(i).unwrap()).collect();
+                // SAFETY: inside of `memory`, which outlives it and is not used otherwise meanwhile.
+                let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len()) };
+                let part = region.part(offset, len).unwrap();
+                part.write(&source);
+                let mut back = vec![0; len];
+                part.read(&mut back);
+                assert_eq!(back, source);
+                let untouched = [0xeeu64; 8].map(u64::to_ne_bytes).concat();
+                assert_eq!(memory[..offset], untouched[..offset]);
+                assert_eq!(memory[offset + len..], untouched[offset + len..]);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_stay_inside() {
+        let mut memory = [0u8; 16];
+        // SAFETY: as above.
+        let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len()) };
+        assert!(region.part(16, 0).is_some());
+        assert!(region.part(16, 1).is_none());
+        assert!(region.part(1, usize::MAX).is_none());
+    }
+
+    #[test]
+    fn words_are_updated_only_when_aligned() {
+        let mut memory = [5u64, 6];
+        // SAFETY: as above.
+        let region = unsafe { RawMemory::new(memory.as_mut_ptr().cast(), 16) };
+        assert_eq!(region.part(8, 8).unwrap().update_word(|w| w + 1), Some(6));
+        assert_eq!(region.part(4, 8).unwrap().update_word(|w| w + 1), None);
+        assert_eq!(region.part(8, 4).unwrap().update_word(|w| w + 1), None);
+        assert_eq!(memory, [5, 7]);
+    }
+}

@@ -1,0 +1,261 @@
+//! The device: queue pairs, memory, completion queues, and the threads that move packets between them.
+//!
+//! One device exists per process; all contexts share it. It is opened with the first context and closed
+//! with the last. Nothing here knows C: `abi` holds the structures that programs see, and names them here by
+//! their addresses, which are never followed.
+//!
+//! Locks, in the order in which they are taken: the receiver; then a queue pair, one at a time; then, one
+//! at a time and never while waiting for anything else, a completion queue, a shared receive queue, the
+//! memory table, a list, a queue of events. No system call that wakes anybody is made under them.
+
+mod background;
+mod channel;
+mod completion_queue;
+mod counters;
+mod egress;
+mod events;
+mod ingress;
+mod lists;
+mod memory;
+mod memory_table;
+mod multicast;
+mod peer;
+mod progress;
+mod queue_pair;
+mod random;
+mod receive_queue;
+mod requests;
+mod scratch;
+mod settings;
+mod slab;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+pub(crate) use channel::Channel;
+pub(crate) use completion_queue::{CompletionQueue, Entry};
+pub(crate) use events::{AsyncEvent, AsyncEvents, EventCount};
+pub(crate) use memory::RawMemory;
+pub(crate) use memory_table::{Access, MAX_KEYS, MemoryTable, Region, RemoveError, WindowType};
+pub(crate) use multicast::Multicast;
+pub(crate) use peer::{Peer, address_of_gid, eui64, mac_of};
+pub(crate) use queue_pair::{Parts, QueuePair};
+pub(crate) use receive_queue::{ReceiveError, SharedReceiveQueue};
+
+use background::Background;
+use counters::Counters;
+use egress::Delayed;
+use ingress::Origin;
+use lists::Lists;
+use queue_pair::NEVER;
+use settings::Settings;
+use slab::Slab;
+
+use crate::net::{Capture, Envelope, Faults, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose, to_gid};
+use crate::proto::{PathMtu, Time};
+use crate::wire::ICRC_LEN;
+
+/// As many queue pairs may exist.
+pub(crate) const MAX_QUEUE_PAIRS: usize = 1 << 20;
+
+/// The device of this process.
+#[derive(Debug)]
+pub(crate) struct Device {
+    pub(crate) address: IpAddr,
+    pub(crate) interface_index: u32,
+    /// The largest path MTU that fits the interface.
+    pub(crate) active_mtu: PathMtu,
+    settings: Settings,
+    socket: Socket,
+    receiver: Mutex<Receiver>,
+    queue_pairs: RwLock<QueuePairs>,
+    pub(crate) memory: MemoryTable,
+    pub(crate) multicast: Multicast,
+    lists: Lists,
+    /// No timer is due before this; in nanoseconds of the clock.
+    next_deadline: AtomicU64,
+    /// How often threads of the program drove the device.
+    drives: AtomicU64,
+    delayed: Delayed,
+    background: Background,
+    counters: Counters,
+    capture: Option<Capture>,
+    faults: Option<Mutex<FaultState>>,
+    /// Zero of the clock.
+    epoch: Instant,
+}
+
+type QueuePairs = Slab<Arc<QueuePair>, 24>;
+
+/// What the thread that receives needs.
+#[derive(Debug, Default)]
+struct Receiver {
+    buffer: ReceiveBuffer,
+}
+
+#[derive(Debug)]
+struct FaultState {
+    source: Faults,
+    /// A packet that is to arrive after the next one, and where it goes.
+    held: Option<(std::net::SocketAddr, Vec<u8>)>,
+}
+
+/// The right to use the device; the last one closes it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    device: Arc<Device>,
+    thread: Option<JoinHandle<()>>,
+    /// Who opened it: a forked child must not touch what it shares with its parent.
+    process: u32,
+}
+
+impl std::ops::Deref for Handle {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // In a forked child the thread does not exist, and its eventfd is the parent's.
+        if self.process == std::process::id() {
+            self.device.background.stop();
+            if let Some(thread) = self.thread.take() {
+                // A panic there was reported by the panic hook; the socket closes either way.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+static OPEN: Mutex<Weak<Handle>> = Mutex::new(Weak::new());
+
+/// The device of this process, opened if it is not.
+pub(crate) fn open() -> Result<Arc<Handle>, OpenError> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = open.upgrade()
+        && handle.process == std::process::id()
+    {
+        return Ok(handle);
+    }
+    let handle = Arc::new(Handle::new(Settings::from_environment()?)?);
+    *open = Arc::downgrade(&handle);
+    Ok(handle)
+}
+
+/// The device of this process if it is open.
+pub(crate) fn current() -> Option<Arc<Handle>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+}
+
+impl Handle {
+    fn new(settings: Settings) -> Result<Handle, OpenError> {
+        let local = choose(settings.address.as_deref())?;
+        let capture = match &settings.capture {
+            Some(path) => Some(Capture::create(path).map_err(|e| {
+                OpenError::system(format!("create the capture file ({PCAP_VARIABLE}={path})"), &e)
+            })?),
+            None => None,
+        };
+        if settings.no_segmentation {
+            local.socket.disable_segmentation();
+        }
+        let Local { address, interface_index, interface_mtu, socket } = local;
+        let device = Arc::new(Device {
+            address,
+            interface_index,
+            active_mtu: mtu_that_fits(interface_mtu),
+            socket,
+            receiver: Mutex::default(),
+            queue_pairs: RwLock::new(Slab::new(MAX_QUEUE_PAIRS)),
+            memory: MemoryTable::new(),
+            multicast: Multicast::default(),
+            lists: Lists::new(),
+            next_deadline: AtomicU64::new(NEVER),
+            drives: AtomicU64::new(0),
+            delayed: Delayed::default(),
+            background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
+            counters: Counters::new(),
+            capture,
+            faults: settings.fault.map(|rates| Mutex::new(FaultState { source: Faults::new(rates), held: None })),
+            epoch: Instant::now(),
+            settings,
+        });
+        let thread = background::start(Arc::clone(&device))
+            .map_err(|e| OpenError::system("start its background thread", &e))?;
+        Ok(Handle { device, thread: Some(thread), process: std::process::id() })
+    }
+}
+
+/// As the kernel's Soft-RoCE: the interface's MTU less the longest headers.
+fn mtu_that_fits(interface_mtu: u32) -> PathMtu {
+    const HEADERS: u32 = 80;
+    (1..=5)
+        .rev()
+        .filter_map(PathMtu::from_verbs)
+        .find(|mtu| mtu.bytes() + HEADERS <= interface_mtu)
+        .unwrap_or(PathMtu::Mtu256)
+}
+
+impl Device {
+    pub(crate) fn now(&self) -> Time {
+        Time::from_nanoseconds(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(NEVER - 1))
+    }
+
+    fn socket_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn receiver(&self) -> MutexGuard<'_, Receiver> {
+        self.receiver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue_pairs(&self) -> RwLockReadGuard<'_, QueuePairs> {
+        self.queue_pairs.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue_pairs_mut(&self) -> RwLockWriteGuard<'_, QueuePairs> {
+        self.queue_pairs.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The GID of an index: 0 is link-local, 1 the address itself, as the kernel's Soft-RoCE has it.
+    pub(crate) fn gid(&self, index: usize) -> Option<Ipv6Addr> {
+        [peer::link_local(self.address), to_gid(self.address)].get(index).copied()
+    }
+
+    pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters.snapshot()
+    }
+
+    /// Adds a packet to the capture file, if there is one. `sealed`: its ICRC is there.
+    fn record(&self, envelope: &Envelope, packet: &[u8], sealed: bool) {
+        if let Some(capture) = &self.capture
+            && let Some((transport, icrc)) = packet.split_last_chunk::<ICRC_LEN>()
+            && capture.record(envelope, transport, sealed.then_some(*icrc)).is_err()
+        {
+            // A full disk must not stop the traffic; the count says that the file is not whole.
+            self.counters.count(counters::DeviceCounter::CaptureFailed);
+        }
+    }
+
+    /// Clock for timestamps, in nanoseconds.
+    pub(crate) fn clock(&self) -> u64 {
+        self.now().nanoseconds()
+    }
+
+    /// How many queue pairs exist.
+    pub(crate) fn queue_pair_count(&self) -> usize {
+        self.queue_pairs().len()
+    }
+}
+
+/// Loads relaxed; for values that only inform.
+pub(crate) fn load(value: &std::sync::atomic::AtomicUsize) -> usize {
+    value.load(Ordering::Acquire)
+}

@@ -1,0 +1,176 @@
+//! Who does the work.
+//!
+//! * A thread that posts sends what it posted (`egress`).
+//! * A thread that polls an empty completion queue [drives](Device::poll) the device: acknowledgements that
+//!   were held for company leave, queue pairs that had used up their quota go on, timers that are due fire, and
+//!   one receive call is made and processed. A thread about to sleep on a channel does the same until the
+//!   socket is empty.
+//! * The background thread (`background`) does it for programs that do not call.
+//!
+//! An acknowledgement must not stand between a message and its answer: it is held until the program posts
+//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or the
+//! background thread finds that nobody came. Arming a queue does not send it: programs arm before they
+//! answer, and the poll or sleep that follows is close enough.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::completion_queue::{CompletionQueue, Entry};
+use super::queue_pair::{Inner, NEVER, QueuePair, is_set, with_host};
+use super::scratch::{self, Scratch};
+use super::{Device, Receiver};
+use crate::proto::{Acks, Time};
+
+/// Empty polls after which the processor is given away. A packet from another process takes some polls
+/// to come; one that is later than that may come from a process that waits for this processor.
+const YIELD_AFTER: u32 = 16;
+/// Queue pairs that one call looks after before it returns to its caller.
+const PER_CALL: usize = 64;
+/// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
+/// the background thread ticks.
+pub(super) const TICK: u64 = 1_000_000;
+
+impl Device {
+    /// Takes up to `max` completions; if there is none, does the device's work once and looks again.
+    pub(crate) fn poll(&self, cq: &CompletionQueue, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
+        let n = cq.poll(max, &mut take);
+        if n > 0 {
+            return n;
+        }
+        scratch::with(|scratch| {
+            let worked = self.drive(scratch);
+            let n = cq.poll(max, &mut take);
+            if n > 0 || worked {
+                scratch.idle_polls = 0;
+                return n;
+            }
+            scratch.idle_polls += 1;
+            if scratch.idle_polls >= YIELD_AFTER {
+                std::thread::yield_now();
+            }
+            0
+        })
+    }
+
+    /// Does the device's work until `found` has something or the socket is empty.
+    pub(crate) fn drive_until<T>(&self, mut found: impl FnMut() -> Option<T>) -> Option<T> {
+        scratch::with(|scratch| {
+            self.drives.fetch_add(1, Ordering::Relaxed);
+            let mut receiver = self.receiver();
+            loop {
+                let now = self.now();
+                self.serve_lists(now, scratch);
+                let received = self.receive(&mut receiver, now, scratch);
+                self.serve_touched(now, scratch);
+                if let Some(found) = found() {
+                    return Some(found);
+                }
+                if !received {
+                    return None;
+                }
+            }
+        })
+    }
+
+    /// One round of work by a program's thread; whether there was any.
+    fn drive(&self, scratch: &mut Scratch) -> bool {
+        self.drives.fetch_add(1, Ordering::Relaxed);
+        let now = self.now();
+        let mut worked = self.serve_lists(now, scratch);
+        // Who holds it does the same work at this moment.
+        if let Ok(mut receiver) = self.receiver.try_lock() {
+            worked |= self.receive(&mut receiver, now, scratch);
+        }
+        worked |= self.serve_touched(now, scratch);
+        worked
+    }
+
+    /// One receive call and what follows from it; whether anything came.
+    pub(super) fn receive(&self, receiver: &mut Receiver, now: Time, scratch: &mut Scratch) -> bool {
+        match self.socket.receive(&mut receiver.buffer) {
+            Ok(Some(datagrams)) => {
+                self.take_datagrams(&datagrams, now, scratch);
+                true
+            }
+            // An error is one of the socket's, and no packet came: the transport's timers deal with that.
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Acknowledgements, queue pairs in turn, delayed sends and timers.
+    pub(super) fn serve_lists(&self, now: Time, scratch: &mut Scratch) -> bool {
+        let mut worked = false;
+        for _ in 0..self.lists.acks.len().min(PER_CALL) {
+            let Some(qp) = self.lists.acks.pop() else { break };
+            if is_set(&qp.listed.ack_pending) {
+                self.settle(&qp, qp.lock(), Acks::Flush, now, scratch);
+                worked = true;
+            }
+        }
+        for _ in 0..self.lists.runnable.len().min(PER_CALL) {
+            let Some(qp) = self.lists.runnable.pop() else { break };
+            self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
+            worked = true;
+        }
+        self.send_delayed();
+        if now.nanoseconds() >= self.next_deadline.load(Ordering::Relaxed) {
+            worked |= self.serve_timers(now, scratch);
+        }
+        worked
+    }
+
+    /// Lets queue pairs that took packets send what follows from them.
+    pub(super) fn serve_touched(&self, now: Time, scratch: &mut Scratch) -> bool {
+        let mut worked = false;
+        for _ in 0..PER_CALL {
+            let Some(qp) = scratch.touched.pop() else { return worked };
+            self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
+            worked = true;
+        }
+        // Queue pairs of this process can keep each other busy; the rest has its turn with the next call.
+        while let Some(qp) = scratch.touched.pop() {
+            self.lists.runnable.add(&qp);
+            self.note_deadline(now);
+        }
+        worked
+    }
+
+    fn serve_timers(&self, now: Time, scratch: &mut Scratch) -> bool {
+        let mut due = Vec::new();
+        self.next_deadline.store(NEVER, Ordering::SeqCst);
+        let earliest = self.lists.timers.take_due(now, &mut due);
+        self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
+        for qp in &due {
+            let mut inner = qp.lock();
+            with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+                machine.handle_timeout(now, &mut host);
+            });
+            self.settle(qp, inner, Acks::Hold, now, scratch);
+        }
+        self.release_held(now, scratch);
+        !due.is_empty()
+    }
+
+    /// Enters a queue pair into the lists that its state asks for.
+    pub(super) fn note_state(&self, qp: &Arc<QueuePair>, inner: &Inner, now: Time) {
+        let deadline = inner.machine.poll_timeout().map_or(NEVER, Time::nanoseconds);
+        if deadline != qp.listed.deadline.load(Ordering::Relaxed) {
+            self.lists.timers.set(qp, deadline);
+            if deadline < self.next_deadline.load(Ordering::Relaxed) {
+                self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
+            }
+            self.background.expect_by(deadline);
+        }
+        let owes = inner.machine.ack_pending();
+        qp.listed.ack_pending.store(owes, Ordering::Release);
+        if owes {
+            self.lists.acks.add(qp);
+            self.background.expect_by(now.nanoseconds());
+        }
+    }
+
+    /// Work that has no timer of its own is to be looked at soon.
+    pub(super) fn note_deadline(&self, now: Time) {
+        self.background.expect_by(now.nanoseconds());
+    }
+}

@@ -1,0 +1,256 @@
+//! A queue pair: its state machine, its receive side, its peer, and its place in the device's lists.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Device;
+use super::completion_queue::{CompletionQueue, Entry, Pushed};
+use super::events::{AsyncEvent, AsyncEvents, EventCount};
+use super::memory_table::Accessor;
+use super::peer::Peer;
+use super::receive_queue::{CurrentReceive, ReceiveRing, SharedReceiveQueue};
+use super::scratch::Wakes;
+use crate::proto::{
+    self, AtomicOp, BindRequest, Completion, CompletionKind, CompletionOpcode, Counter, Host, ImmediateOrKey,
+    LocalError, ReceiveRequest, RemoteAccess, RemoteError, Sge, Status, Time,
+};
+use crate::wire::{Qpn, Transport};
+
+/// No timer is set.
+pub(super) const NEVER: u64 = u64::MAX;
+
+#[derive(Debug)]
+pub(crate) struct QueuePair {
+    pub(crate) qp_num: Qpn,
+    pub(crate) transport: Transport,
+    pub(crate) pd: u32,
+    pub(crate) send_cq: Arc<CompletionQueue>,
+    pub(crate) recv_cq: Arc<CompletionQueue>,
+    pub(crate) srq: Option<Arc<SharedReceiveQueue>>,
+    /// Address of the C structure, never followed here.
+    pub(crate) identity: usize,
+    pub(crate) async_events: Arc<AsyncEvents>,
+    pub(crate) event_count: Arc<EventCount>,
+    inner: Mutex<Inner>,
+    pub(super) listed: Listed,
+}
+
+/// Where the device's lists know the queue pair from, readable without its lock.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) in_acks: AtomicBool,
+    pub(super) in_runnable: AtomicBool,
+    pub(super) in_timers: AtomicBool,
+    pub(super) ack_pending: AtomicBool,
+    /// When its next timer is due, in nanoseconds of the device's clock, or [`NEVER`].
+    pub(super) deadline: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) machine: proto::QueuePair,
+    pub(crate) receive: ReceiveSide,
+    /// The other end of a connection (RC, UC).
+    pub(crate) peer: Option<Arc<Peer>>,
+    /// A thread sends what it took from the state machine and will look for more when it is done; others
+    /// leave sending to it, so that packets leave in order though no lock is held meanwhile.
+    pub(super) sending: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct ReceiveSide {
+    pub(crate) ring: ReceiveRing,
+    current: CurrentReceive,
+}
+
+/// What a queue pair is made of.
+pub(crate) struct Parts {
+    pub(crate) config: proto::Config,
+    pub(crate) max_recv_wr: usize,
+    pub(crate) max_recv_sge: usize,
+    pub(crate) pd: u32,
+    pub(crate) send_cq: Arc<CompletionQueue>,
+    pub(crate) recv_cq: Arc<CompletionQueue>,
+    pub(crate) srq: Option<Arc<SharedReceiveQueue>>,
+    pub(crate) identity: usize,
+    pub(crate) async_events: Arc<AsyncEvents>,
+}
+
+impl QueuePair {
+    pub(super) fn new(parts: Parts, qp_num: Qpn) -> Self {
+        let config = proto::Config { qp_num, ..parts.config };
+        let sges = parts.srq.as_ref().map_or(parts.max_recv_sge, |srq| srq.max_sge());
+        QueuePair {
+            qp_num,
+            transport: config.transport,
+            pd: parts.pd,
+            send_cq: parts.send_cq,
+            recv_cq: parts.recv_cq,
+            srq: parts.srq,
+            identity: parts.identity,
+            async_events: parts.async_events,
+            event_count: Arc::default(),
+            inner: Mutex::new(Inner {
+                machine: proto::QueuePair::new(&config),
+                receive: ReceiveSide {
+                    ring: ReceiveRing::new(parts.max_recv_wr, parts.max_recv_sge),
+                    current: CurrentReceive { wr_id: 0, sges: Vec::with_capacity(sges) },
+                },
+                peer: None,
+                sending: false,
+            }),
+            listed: Listed {
+                in_acks: AtomicBool::new(false),
+                in_runnable: AtomicBool::new(false),
+                in_timers: AtomicBool::new(false),
+                ack_pending: AtomicBool::new(false),
+                deadline: AtomicU64::new(NEVER),
+            },
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accessor(&self) -> Accessor {
+        Accessor { pd: self.pd, qp: self.qp_num }
+    }
+}
+
+/// The device as one queue pair sees it during one call.
+pub(super) struct QpHost<'a> {
+    pub(super) device: &'a Device,
+    pub(super) qp: &'a QueuePair,
+    pub(super) receive: &'a mut ReceiveSide,
+    pub(super) wakes: &'a mut Wakes,
+    pub(super) now: Time,
+}
+
+impl Host for QpHost<'_> {
+    fn gather(&mut self, sges: &[Sge], offset: u32, out: &mut [u8]) -> Result<(), LocalError> {
+        self.device.memory.gather(self.qp.pd, sges, offset, out)
+    }
+
+    fn scatter(&mut self, sges: &[Sge], offset: u32, data: &[u8]) -> Result<(), LocalError> {
+        self.device.memory.scatter(self.qp.pd, sges, offset, data)
+    }
+
+    fn next_receive(&mut self) -> Option<ReceiveRequest> {
+        let ReceiveSide { ring, current } = &mut *self.receive;
+        let taken = match &self.qp.srq {
+            Some(srq) => srq.pop(current),
+            None => ring.pop(current),
+        };
+        taken.then(|| ReceiveRequest {
+            wr_id: current.wr_id,
+            length: current.sges.iter().map(|sge| u64::from(sge.length)).sum(),
+        })
+    }
+
+    fn scatter_receive(&mut self, offset: u32, data: &[u8]) -> Result<(), LocalError> {
+        // Receives of a shared queue belong to its protection domain.
+        let pd = self.qp.srq.as_ref().map_or(self.qp.pd, |srq| srq.pd);
+        self.device.memory.scatter(pd, &self.receive.current.sges, offset, data)
+    }
+
+    fn flush_receives(&mut self) {
+        if self.qp.srq.is_some() {
+            self.qp.async_events.raise(AsyncEvent::LastWqeReached, self.qp.identity, &self.qp.event_count);
+            return;
+        }
+        while self.receive.ring.pop(&mut self.receive.current) {
+            let wr_id = self.receive.current.wr_id;
+            self.complete(flushed_receive(wr_id));
+        }
+    }
+
+    fn check_remote(&mut self, rkey: u32, va: u64, length: u32, access: RemoteAccess) -> Result<(), RemoteError> {
+        self.device.memory.check_remote(self.qp.accessor(), rkey, va, length, access)
+    }
+
+    fn write_remote(&mut self, rkey: u32, va: u64, data: &[u8]) -> Result<(), RemoteError> {
+        self.device.memory.write_remote(self.qp.accessor(), rkey, va, data)
+    }
+
+    fn read_remote(&mut self, rkey: u32, va: u64, out: &mut [u8]) -> Result<(), RemoteError> {
+        self.device.memory.read_remote(self.qp.accessor(), rkey, va, out)
+    }
+
+    fn atomic(&mut self, rkey: u32, va: u64, op: AtomicOp) -> Result<u64, RemoteError> {
+        self.device.memory.atomic(self.qp.accessor(), rkey, va, op)
+    }
+
+    fn invalidate_remote(&mut self, rkey: u32) -> Result<(), RemoteError> {
+        self.device.memory.invalidate(self.qp.accessor(), rkey).map_err(|LocalError| RemoteError)
+    }
+
+    fn invalidate_local(&mut self, key: u32) -> Result<(), LocalError> {
+        self.device.memory.invalidate(self.qp.accessor(), key)
+    }
+
+    fn bind_window(&mut self, request: &BindRequest) -> Result<(), LocalError> {
+        self.device.memory.bind(self.qp.accessor(), request)
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let cq = match completion.kind {
+            CompletionKind::Send => &self.qp.send_cq,
+            CompletionKind::Receive => &self.qp.recv_cq,
+        };
+        let time = if cq.timestamps { self.now } else { Time::ZERO };
+        match cq.push(Entry { completion, qp_num: self.qp.qp_num, time }) {
+            Pushed::Quiet => {}
+            Pushed::Notify => self.wakes.add(cq),
+            Pushed::Overrun => {
+                self.device.counters.count(super::counters::DeviceCounter::CqOverrun);
+                cq.raise_overrun();
+            }
+        }
+    }
+
+    fn event(&mut self, event: proto::Event) {
+        self.qp.async_events.raise(AsyncEvent::Qp(event), self.qp.identity, &self.qp.event_count);
+    }
+
+    fn add(&mut self, counter: Counter, n: u64) {
+        self.device.counters.add(counter, n);
+    }
+}
+
+/// What a receive completes with that is posted to a failed queue pair, or left on one.
+pub(super) fn flushed_receive(wr_id: u64) -> Completion {
+    Completion {
+        kind: CompletionKind::Receive,
+        wr_id,
+        status: Status::WrFlush,
+        opcode: CompletionOpcode::Receive,
+        byte_len: 0,
+        immediate: ImmediateOrKey::None,
+        src_qp: 0,
+        grh: false,
+        solicited: false,
+    }
+}
+
+/// Calls a method of the state machine with the host that belongs to it.
+macro_rules! with_host {
+    ($device:expr, $qp:expr, $inner:expr, $wakes:expr, $now:expr, |$machine:ident, $host:ident| $body:expr) => {{
+        let $crate::device::queue_pair::Inner { machine: $machine, receive, .. } = &mut *$inner;
+        #[allow(unused_mut, reason = "not every body changes it")]
+        let mut $host = $crate::device::queue_pair::QpHost {
+            device: $device,
+            qp: $qp,
+            receive,
+            wakes: $wakes,
+            now: $now,
+        };
+        $body
+    }};
+}
+pub(super) use with_host;
+
+/// Loads with the meaning of an event flag: what was written before it was set is seen.
+pub(super) fn is_set(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::Acquire)
+}

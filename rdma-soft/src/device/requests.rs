@@ -1,0 +1,131 @@
+//! What programs ask of queue pairs: create, change, post, destroy.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Device;
+use super::queue_pair::{Inner, NEVER, Parts, QueuePair, flushed_receive, with_host};
+use super::receive_queue::ReceiveError;
+use super::scratch;
+use super::slab::Full;
+use crate::proto::{Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State};
+
+impl Device {
+    pub(crate) fn create_queue_pair(&self, parts: Parts) -> Result<Arc<QueuePair>, Full> {
+        let mut created = None;
+        // 0 and 1 are the management queue pairs, the highest number is that of multicast.
+        self.queue_pairs_mut().insert_with(
+            |qp_num| qp_num > 1 && qp_num != 0xff_ffff,
+            |qp_num| {
+                let qp = Arc::new(QueuePair::new(parts, qp_num));
+                created = Some(Arc::clone(&qp));
+                qp
+            },
+        )?;
+        let qp = created.ok_or(Full)?;
+        qp.send_cq.users.fetch_add(1, Ordering::AcqRel);
+        qp.recv_cq.users.fetch_add(1, Ordering::AcqRel);
+        if let Some(srq) = &qp.srq {
+            srq.users.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(qp)
+    }
+
+    /// Packets for it find nobody from now on, and its timers are off. What it posted is forgotten without
+    /// completions.
+    pub(crate) fn destroy_queue_pair(&self, qp: &Arc<QueuePair>) {
+        self.queue_pairs_mut().remove(qp.qp_num);
+        scratch::with(|scratch| {
+            let mut inner = qp.lock();
+            let now = self.now();
+            let attributes = *inner.machine.attributes();
+            // RESET is reached from every state.
+            let _ = with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+                machine.modify(now, &mut host, State::Reset, &attributes)
+            });
+            forget(&mut inner);
+            qp.listed.deadline.store(NEVER, Ordering::Relaxed);
+            qp.listed.ack_pending.store(false, Ordering::Release);
+        });
+        qp.send_cq.users.fetch_sub(1, Ordering::AcqRel);
+        qp.recv_cq.users.fetch_sub(1, Ordering::AcqRel);
+        if let Some(srq) = &qp.srq {
+            srq.users.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Moves a queue pair to another state or changes its attributes. `peer`: where its packets go from now
+    /// on, if that changes, and with what traffic class.
+    pub(crate) fn modify_queue_pair(
+        &self,
+        qp: &Arc<QueuePair>,
+        to: State,
+        attributes: &Attributes,
+        peer: Option<(IpAddr, u8)>,
+    ) -> Result<(), ModifyError> {
+        scratch::with(|scratch| {
+            let mut inner = qp.lock();
+            let now = self.now();
+            with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+                machine.modify(now, &mut host, to, attributes)
+            })?;
+            if to == State::Reset {
+                forget(&mut inner);
+            }
+            if let Some((address, traffic_class)) = peer {
+                inner.peer = Some(Arc::new(self.peer_at(address, traffic_class)));
+            }
+            self.settle(qp, inner, Acks::Hold, now, scratch);
+            self.serve_touched(now, scratch);
+            Ok(())
+        })
+    }
+
+    /// Posts the requests that `next` yields one by one, then sends; returns how many were taken and why
+    /// the one after them was not.
+    pub(crate) fn post_send(
+        &self,
+        qp: &Arc<QueuePair>,
+        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
+    ) {
+        scratch::with(|scratch| {
+            let mut inner = qp.lock();
+            let now = self.now();
+            with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+                post(&mut |request| machine.post_send(now, &mut host, request));
+            });
+            // What is owed goes with what was posted.
+            self.settle(qp, inner, Acks::Flush, now, scratch);
+            self.serve_touched(now, scratch);
+        });
+    }
+
+    pub(crate) fn post_receive(
+        &self,
+        qp: &QueuePair,
+        wr_id: u64,
+        sges: impl ExactSizeIterator<Item = Sge>,
+    ) -> Result<(), ReceiveError> {
+        let mut inner = qp.lock();
+        if inner.machine.state() != State::Err {
+            return inner.receive.ring.push(wr_id, sges);
+        }
+        // Clause 10.3.1.6: what is posted to a failed queue pair is flushed.
+        if sges.len() > inner.receive.ring.max_sge() {
+            return Err(ReceiveError::TooManySges);
+        }
+        scratch::with(|scratch| {
+            with_host!(self, qp, inner, &mut scratch.wakes, self.now(), |_machine, host| {
+                host.complete(flushed_receive(wr_id));
+            });
+            drop(inner);
+        });
+        Ok(())
+    }
+}
+
+fn forget(inner: &mut Inner) {
+    inner.peer = None;
+    inner.receive.ring.clear();
+}

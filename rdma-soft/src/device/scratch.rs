@@ -1,0 +1,88 @@
+//! What a thread needs while it sends and receives for the device, kept from call to call so that no
+//! operation allocates.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::channel::Channel;
+use super::completion_queue::CompletionQueue;
+use super::egress::Batch;
+use super::queue_pair::QueuePair;
+
+/// Per thread.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) batch: Batch,
+    pub(super) wakes: Wakes,
+    /// Queue pairs that took packets and may have something to send.
+    pub(super) touched: Touched,
+    /// Polls in a row that found nothing.
+    pub(super) idle_polls: u32,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Lends the calling thread's scratch to `f`, then announces the completions it gathered. No lock of the
+/// device may be held.
+pub(super) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    let mut f = Some(f);
+    let result = SCRATCH.try_with(|scratch| {
+        let scratch = &mut *scratch.try_borrow_mut().ok()?;
+        let result = f.take()?(scratch);
+        scratch.wakes.signal();
+        Some(result)
+    });
+    match (result, f) {
+        (Ok(Some(result)), _) => result,
+        // The thread is ending and its locals are gone.
+        (_, Some(f)) => {
+            let mut scratch = Scratch::default();
+            let result = f(&mut scratch);
+            scratch.wakes.signal();
+            result
+        }
+        (_, None) => unreachable!("the closure was taken only to produce a result"),
+    }
+}
+
+/// Channels whose descriptors are to be made readable once no lock is held.
+#[derive(Debug, Default)]
+pub(super) struct Wakes(Vec<Arc<Channel>>);
+
+impl Wakes {
+    /// Queues the event of `cq`.
+    pub(super) fn add(&mut self, cq: &Arc<CompletionQueue>) {
+        if let Some(channel) = &cq.channel {
+            channel.events.push(Arc::clone(cq));
+            if !self.0.iter().any(|c| Arc::ptr_eq(c, channel)) {
+                self.0.push(Arc::clone(channel));
+            }
+        }
+    }
+
+    pub(super) fn signal(&mut self) {
+        for channel in self.0.drain(..) {
+            channel.events.signal();
+        }
+    }
+}
+
+/// Queue pairs, each once.
+#[derive(Debug, Default)]
+pub(super) struct Touched(Vec<Arc<QueuePair>>);
+
+impl Touched {
+    pub(super) fn add(&mut self, qp: &Arc<QueuePair>) {
+        // Packets come in runs: looking at the last one finds nearly all repetitions, and the rest cost
+        // one look at a queue pair that has nothing to do.
+        if !self.0.last().is_some_and(|last| Arc::ptr_eq(last, qp)) {
+            self.0.push(Arc::clone(qp));
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
+        self.0.pop()
+    }
+}

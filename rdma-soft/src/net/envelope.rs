@@ -1,0 +1,80 @@
+//! The headers below RoCE that a UDP socket neither takes nor shows, as the kernel makes them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::wire::{ICRC_LEN, Icrc, Ipv4Repr, Ipv6Repr, UdpRepr};
+
+/// What IP and UDP header of a packet say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Envelope {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    /// Differentiated services and ECN.
+    pub(crate) traffic_class: u8,
+    /// IPv4 identification: 0, or the segment's number in a segmented send.
+    pub(crate) identification: u16,
+}
+
+/// An IP header of either version.
+#[derive(Debug)]
+pub(crate) enum Ip {
+    V4(Ipv4Repr),
+    V6(Ipv6Repr),
+}
+
+impl Envelope {
+    /// The headers around `len` bytes from BTH to ICRC.
+    pub(crate) fn headers(&self, len: usize) -> (Ip, UdpRepr) {
+        /// Routers change it, so that no check covers it.
+        const HOP_LIMIT: u8 = 64;
+        const IPV4_LEN: u16 = 20;
+        // What is longer than a datagram can be is cut before it comes here.
+        let udp_len = u16::try_from(len + UdpRepr::LEN).unwrap_or(u16::MAX - IPV4_LEN);
+        let udp =
+            UdpRepr { src_port: self.from.port(), dst_port: self.to.port(), len: udp_len, checksum: 0 };
+        let ip = match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => Ip::V4(Ipv4Repr {
+                traffic_class: self.traffic_class,
+                total_len: udp_len.saturating_add(IPV4_LEN),
+                identification: self.identification,
+                dont_fragment: true,
+                hop_limit: HOP_LIMIT,
+                src: from.octets(),
+                dst: to.octets(),
+            }),
+            (from, to) => Ip::V6(Ipv6Repr {
+                traffic_class: self.traffic_class,
+                flow_label: 0,
+                payload_len: udp_len,
+                next_header: Ipv6Repr::UDP,
+                hop_limit: HOP_LIMIT,
+                src: super::to_gid(from).octets(),
+                dst: super::to_gid(to).octets(),
+            }),
+        };
+        (ip, udp)
+    }
+
+    /// The ICRC of `transport`, BTH to padding.
+    pub(crate) fn icrc(&self, transport: &[u8]) -> Icrc {
+        match self.headers(transport.len() + ICRC_LEN) {
+            (Ip::V4(ip), udp) => Icrc::ipv4(&ip, &udp, transport),
+            (Ip::V6(ip), udp) => Icrc::ipv6(&ip, &udp, transport),
+        }
+    }
+
+    /// What a datagram's receiver gets in front of its data: the IPv6 header, or 20 bytes and the IPv4
+    /// header (annex A17.4.5.1). `len` is that from BTH to ICRC.
+    pub(crate) fn global_route_header(&self, len: usize) -> [u8; 40] {
+        let mut grh = [0; 40];
+        match self.headers(len).0 {
+            Ip::V4(ip) => {
+                if let Some(out) = grh.last_chunk_mut() {
+                    ip.emit(out);
+                }
+            }
+            Ip::V6(ip) => ip.emit(&mut grh),
+        }
+        grh
+    }
+}
