@@ -91,9 +91,11 @@ impl QueuePair {
         self.req.rnr_retries_left = self.attributes.rnr_retry;
         self.req.nak_at = None;
         self.req.implied_nak_at = None;
-        let outstanding = una.is_before(self.req.psn);
-        self.req.ack_deadline =
-            self.attributes.ack_timeout().filter(|_| outstanding).map(|timeout| now + timeout);
+        if una.is_before(self.req.psn) {
+            self.req.start_ack_timer(now, self.attributes.ack_timeout());
+        } else {
+            self.req.stop_ack_timer();
+        }
     }
 
     fn is_sending(&self) -> bool {
@@ -143,14 +145,16 @@ impl QueuePair {
         }
     }
 
-    /// Sends again from the oldest PSN that is not acknowledged, or fails if that was done too often.
+    /// Sends again from the oldest PSN that is not acknowledged because the peer says that something is lost.
+    ///
+    /// Only silence costs a retry (clause 9.9.2.1.2 leaves open what else does): the peer lives, and says the same of
+    /// each PSN once between two timeouts. With a retry count of zero nothing is sent twice.
     fn go_back<H: Host>(&mut self, host: &mut H) {
-        if self.req.retries_left == 0 {
+        if self.attributes.retry_count == 0 {
             host.count(Counter::RetryExceeded);
             self.fail_request(host, Status::RetryExceeded);
             return;
         }
-        self.req.retries_left -= 1;
         if self.req.recover == self.req.una {
             self.req.congestion.on_loss();
             self.req.recover = self.req.sent;
@@ -225,15 +229,30 @@ impl QueuePair {
 
     /// Handles the local ack timeout and the end of an RNR wait.
     pub(super) fn handle_requester_timeout<H: Host>(&mut self, now: Time, host: &mut H) {
-        if self.req.rnr_deadline.is_some_and(|deadline| deadline <= now) {
+        let due = |deadline: Option<Time>| deadline.is_some_and(|deadline| deadline <= now);
+        if due(self.req.rnr_deadline) {
             self.req.rnr_deadline = None;
         }
-        if self.req.ack_deadline.is_some_and(|deadline| deadline <= now) {
-            self.req.ack_deadline = None;
+        if due(self.req.ack_deadline) {
+            self.req.stop_ack_timer();
             self.req.nak_at = None;
             self.req.implied_nak_at = None;
             host.count(Counter::Timeout);
+            if self.req.retries_left == 0 {
+                host.count(Counter::RetryExceeded);
+                self.fail_request(host, Status::RetryExceeded);
+                return;
+            }
+            self.req.retries_left -= 1;
             self.go_back(host);
+        } else if due(self.req.probe_at) {
+            self.req.probe_at = None;
+            if self.attributes.retry_count != 0 {
+                host.count(Counter::Probe);
+                let deadline = self.req.ack_deadline;
+                self.req.rewind(self.sq.tail);
+                self.req.ack_deadline = deadline;
+            }
         }
     }
 }

@@ -80,6 +80,8 @@ counters! {
     AckDeferred = "ack_deferred",
     /// Local ack timeouts.
     Timeout = "local_ack_timeout_err",
+    /// Flights sent again halfway to a local ack timeout.
+    Probe = "tail_probe",
     /// Packets sent again.
     Retransmitted = "retransmitted_pkts",
     /// Queue pairs that failed because a packet was lost too often.

@@ -150,10 +150,8 @@ impl QueuePair {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called. Changes with any other call.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        match (self.req.ack_deadline, self.req.rnr_deadline) {
-            (Some(ack), Some(rnr)) => Some(ack.min(rnr)),
-            (ack, rnr) => ack.or(rnr),
-        }
+        // The probe, where there is one, comes before the timeout; neither is set during an RNR wait.
+        self.req.rnr_deadline.or(self.req.probe_at).or(self.req.ack_deadline)
     }
 
     /// Handles what is due at `now`; harmless if nothing is. Then call [`poll_transmit`](Self::poll_transmit).

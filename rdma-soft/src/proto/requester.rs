@@ -5,6 +5,7 @@
 //! queue, and `una <= psn <= sent <= assigned` on the circle of PSNs.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::congestion::Congestion;
 use super::send_queue::Wqe;
@@ -47,6 +48,8 @@ pub(super) struct Requester {
     pub(super) retries_left: u8,
     pub(super) rnr_retries_left: u8,
     pub(super) ack_deadline: Option<Time>,
+    /// When the flight is sent again on suspicion, once per local ack timeout.
+    pub(super) probe_at: Option<Time>,
     pub(super) rnr_deadline: Option<Time>,
     /// Whether the drained event was raised in this stay in SQD.
     pub(super) drained: bool,
@@ -72,6 +75,7 @@ impl Requester {
             retries_left: 0,
             rnr_retries_left: 0,
             ack_deadline: None,
+            probe_at: None,
             rnr_deadline: None,
             drained: false,
         }
@@ -109,7 +113,19 @@ impl Requester {
         self.psn = self.una;
         self.reads.clear();
         self.since_ack_request = 0;
+        self.stop_ack_timer();
+    }
+
+    /// Starts the local ack timer. Halfway the flight is sent once more without that counting as a retry: the
+    /// last packets of a message have nothing behind them that would show their loss earlier.
+    pub(super) fn start_ack_timer(&mut self, now: Time, timeout: Option<Duration>) {
+        self.ack_deadline = timeout.map(|timeout| now + timeout);
+        self.probe_at = timeout.map(|timeout| now + timeout / 2);
+    }
+
+    pub(super) fn stop_ack_timer(&mut self) {
         self.ack_deadline = None;
+        self.probe_at = None;
     }
 }
 
@@ -323,7 +339,7 @@ impl QueuePair {
                 self.req.reads.push_back(next);
             }
             if self.req.ack_deadline.is_none() {
-                self.req.ack_deadline = self.attributes.ack_timeout().map(|timeout| now + timeout);
+                self.req.start_ack_timer(now, self.attributes.ack_timeout());
             }
         }
         self.req.psn += count;
