@@ -1,6 +1,8 @@
 //! The functions that `libibverbs.so.1` exports, as a table that any provider can fill.
 
+use core::error::Error;
 use core::ffi::{c_char, c_int, c_uint, c_void};
+use core::iter::successors;
 use std::sync::OnceLock;
 
 use crate::bindings::*;
@@ -46,7 +48,7 @@ macro_rules! table {
         impl Verbs {
             /// A table of the functions that every provider has; the optional ones are empty.
             #[must_use]
-            #[allow(clippy::too_many_arguments, reason = "one argument per required verb, checked by name in `verbs_table!`")]
+            #[allow(clippy::too_many_arguments, reason = "one argument per required verb, in the order of the fields")]
             pub const fn new($($name: unsafe extern "C" fn($($arg),*) $(-> $ret)?),*) -> Verbs {
                 Verbs { $($name,)* $($oname: None),* }
             }
@@ -59,7 +61,7 @@ macro_rules! table {
                         let symbol = unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) };
                         *symbol.map_err(|e: libloading::Error| LoadError::MissingSymbol {
                             symbol: stringify!($name),
-                            reason: e.to_string(),
+                            reason: in_full(&e),
                         })?
                     },)*
                     $($oname: {
@@ -142,14 +144,43 @@ impl Verbs {
         static SYSTEM: OnceLock<Result<Verbs, LoadError>> = OnceLock::new();
         SYSTEM
             .get_or_init(|| {
-                // SAFETY: loading libibverbs runs its initialisers, which have no preconditions.
-                let library = unsafe { libloading::Library::new("libibverbs.so.1") }
-                    .map_err(|e| LoadError::NotFound(e.to_string()))?;
+                let library = open("libibverbs.so.1")?;
                 let verbs = Verbs::from_library(&library)?;
                 std::mem::forget(library);
                 Ok(verbs)
             })
             .as_ref()
             .map_err(Clone::clone)
+    }
+}
+
+fn open(name: &str) -> Result<libloading::Library, LoadError> {
+    // SAFETY: loading libibverbs runs its initialisers, which have no preconditions.
+    unsafe { libloading::Library::new(name) }.map_err(|error| LoadError::NotFound(in_full(&error)))
+}
+
+/// An error with its sources: the dynamic linker's own words are the source of "dlopen failed".
+fn in_full(error: &dyn Error) -> String {
+    let sources = successors(error.source(), |&error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_verbs_is_named_as_such() {
+        let library = open("libc.so.6").unwrap();
+        let error = Verbs::from_library(&library).unwrap_err();
+        assert!(matches!(error, LoadError::MissingSymbol { symbol: "ibv_get_device_list", .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("undefined symbol: ibv_get_device_list"), "{text}");
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_comes_with_the_linkers_words() {
+        let error = open("libibverbs-that-is-not-there.so.1").unwrap_err();
+        assert!(error.to_string().contains("No such file or directory"), "{error}");
     }
 }

@@ -84,7 +84,7 @@ unsafe impl Send for Device {}
 
 fn copy_name(to: &mut [c_char], name: &str) {
     for (slot, byte) in to.iter_mut().zip(name.bytes()) {
-        *slot = byte.cast_signed();
+        *slot = byte as c_char;
     }
 }
 
