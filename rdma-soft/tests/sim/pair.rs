@@ -5,7 +5,7 @@ use rdma_soft::proto::{
     PostError, QpAccess, QueuePair, SendFlags, SendOperation, SendRequest, Sge, State, Status, Time,
     Transmit,
 };
-use rdma_soft::wire::{Packet, Psn, RnrTimer, Transport};
+use rdma_soft::wire::{Packet, Psn, RnrTimer, Syndrome, Transport};
 
 use super::{Link, LinkConfig, TestHost};
 
@@ -190,6 +190,19 @@ impl Pair {
     pub fn server_trace(&mut self) -> Vec<u8> {
         let trace = self.trace.take().expect("a trace was asked for");
         trace.iter().filter(|(client, ..)| !client).map(|(_, opcode, _)| *opcode).collect()
+    }
+
+    /// The NAK or RNR NAK that the server has to send now; all else that it has to send is lost.
+    pub fn server_nak(&mut self) -> Option<Syndrome> {
+        let mut nak = None;
+        while let Some(sent) = self.poll(false, Acks::Flush) {
+            let mut bytes = self.buffer[..sent.len].to_vec();
+            bytes.extend_from_slice(&[0; 4]);
+            let packet = Packet::parse(&bytes).expect("own packets parse");
+            let syndrome = packet.aeth().map(|aeth| aeth.syndrome).filter(|syndrome| !syndrome.is_ack());
+            nak = nak.or(syndrome);
+        }
+        nak
     }
 
     /// Sends the acknowledgements that were held, once.
