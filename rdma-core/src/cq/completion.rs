@@ -1,0 +1,349 @@
+//! Completions as callers see them.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use verbs_sys::{ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status};
+
+use super::status::{CompletionError, Status};
+use crate::inflight::{Health, Held};
+use crate::mr::Buffer;
+
+/// What a work request asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Opcode {
+    /// SEND, with or without immediate data or invalidation.
+    Send,
+    /// RDMA WRITE, with or without immediate data.
+    Write,
+    /// RDMA READ.
+    Read,
+    /// Atomic compare and swap.
+    CompareAndSwap,
+    /// Atomic fetch and add.
+    FetchAndAdd,
+    /// Binding of a memory window.
+    Bind,
+    /// Local invalidation of a key.
+    Invalidate,
+    /// A receive.
+    Recv,
+}
+
+/// What a completion says, without the buffers.
+#[derive(Clone, Copy)]
+pub struct WorkCompletion {
+    wc: ibv_wc,
+    opcode: Opcode,
+    /// The status of the queue pair's first error, for completions that failed.
+    cause: Option<NonZeroU32>,
+}
+
+impl WorkCompletion {
+    #[inline]
+    pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health) -> WorkCompletion {
+        let mut this = WorkCompletion { wc, opcode, cause: None };
+        if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+            this.cause = health.first().and_then(|(status, _)| NonZeroU32::new(status.0));
+        }
+        this
+    }
+
+    /// What the work request asked for.
+    #[must_use]
+    pub fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    /// How it ended.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status(self.wc.status)
+    }
+
+    /// Whether it succeeded.
+    #[must_use]
+    #[inline]
+    pub fn is_success(&self) -> bool {
+        self.wc.status == ibv_wc_status::IBV_WC_SUCCESS
+    }
+
+    /// The number of the queue pair it is of.
+    #[must_use]
+    pub fn qp_num(&self) -> u32 {
+        self.wc.qp_num
+    }
+
+    /// The details of a success, or the failure explained. (On a failure the other fields of a
+    /// completion are undefined, `man ibv_poll_cq`; so they can be read only here.)
+    ///
+    /// # Errors
+    ///
+    /// [`CompletionError`].
+    #[inline]
+    pub fn result(&self) -> Result<Success<'_>, CompletionError> {
+        if self.is_success() { Ok(Success { completion: self }) } else { Err(self.error()) }
+    }
+
+    #[cold]
+    fn error(&self) -> CompletionError {
+        CompletionError {
+            status: Status(self.wc.status),
+            opcode: self.opcode,
+            vendor_error: self.wc.vendor_err,
+            qp_num: self.wc.qp_num,
+            cause: self.cause.map(|status| Status(ibv_wc_status(status.get()))),
+        }
+    }
+
+    /// The buffers of a list; those of a successful receive are shortened to what was received.
+    pub(crate) fn received<'h>(
+        self,
+        held: impl Iterator<Item = Held> + 'h,
+    ) -> impl Iterator<Item = Buffer> + 'h {
+        let mut left = self.received_len();
+        held.filter_map(move |held| {
+            let offered = held.sge().len;
+            let n = left.map_or(offered, |left| left.min(offered));
+            if let Some(left) = &mut left {
+                *left -= n;
+            }
+            match held {
+                Held::Buffer(mut buffer) => {
+                    buffer.truncate(n);
+                    Some(buffer)
+                }
+                Held::Shared(_) | Held::Bytes(_) => None,
+            }
+        })
+    }
+
+    #[inline]
+    fn received_len(&self) -> Option<usize> {
+        // An RDMA WRITE with immediate consumes a receive without touching its buffer.
+        let data = self.wc.opcode != ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
+        (self.opcode == Opcode::Recv && self.is_success() && data).then_some(self.wc.byte_len as usize)
+    }
+}
+
+impl fmt::Debug for WorkCompletion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkCompletion")
+            .field("opcode", &self.opcode)
+            .field("status", &self.status())
+            .field("qp_num", &self.wc.qp_num)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The fields of a successful completion.
+#[derive(Debug, Clone, Copy)]
+pub struct Success<'a> {
+    completion: &'a WorkCompletion,
+}
+
+impl Success<'_> {
+    /// Bytes received, or read; on UD 40 of them are the [GRH](Success::has_grh).
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a count of bytes transferred, not a container")]
+    pub fn len(&self) -> usize {
+        self.completion.wc.byte_len as usize
+    }
+
+    fn flag(&self, flag: ibv_wc_flags) -> bool {
+        self.completion.wc.wc_flags & flag.0 != 0
+    }
+
+    /// The immediate data that came with a SEND or an RDMA WRITE, in host byte order.
+    #[must_use]
+    pub fn imm(&self) -> Option<u32> {
+        // SAFETY: both members of the union are 32-bit integers.
+        self.flag(ibv_wc_flags::IBV_WC_WITH_IMM)
+            .then(|| u32::from_be(unsafe { self.completion.wc.__bindgen_anon_1.imm_data }))
+    }
+
+    /// The local key that a SEND with invalidate made invalid.
+    #[must_use]
+    pub fn invalidated_rkey(&self) -> Option<u32> {
+        // SAFETY: both members of the union are 32-bit integers.
+        self.flag(ibv_wc_flags::IBV_WC_WITH_INV)
+            .then(|| unsafe { self.completion.wc.__bindgen_anon_1.invalidated_rkey })
+    }
+
+    /// Whether the receive was consumed by an RDMA WRITE with immediate, whose data is not in the
+    /// receive's buffer.
+    #[must_use]
+    pub fn is_write_with_imm(&self) -> bool {
+        self.completion.wc.opcode == ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM
+    }
+
+    /// Whether the first 40 bytes of a UD receive are a Global Routing Header.
+    #[must_use]
+    pub fn has_grh(&self) -> bool {
+        self.flag(ibv_wc_flags::IBV_WC_GRH)
+    }
+
+    /// The sender's queue pair number (UD).
+    #[must_use]
+    pub fn src_qp(&self) -> u32 {
+        self.completion.wc.src_qp
+    }
+
+    /// The sender's LID (UD on InfiniBand).
+    #[must_use]
+    pub fn slid(&self) -> u16 {
+        self.completion.wc.slid
+    }
+
+    /// The service level (UD on InfiniBand).
+    #[must_use]
+    pub fn service_level(&self) -> u8 {
+        self.completion.wc.sl
+    }
+
+    /// The P_Key index (UD queue pair 1 only).
+    #[must_use]
+    pub fn pkey_index(&self) -> u16 {
+        self.completion.wc.pkey_index
+    }
+
+    /// The low bits of the destination LID (UD on InfiniBand).
+    #[must_use]
+    pub fn dlid_path_bits(&self) -> u8 {
+        self.completion.wc.dlid_path_bits
+    }
+}
+
+/// One entry of `Completions`.
+pub(crate) struct Item {
+    pub(crate) completion: WorkCompletion,
+    pub(crate) id: u64,
+    pub(crate) first: Option<Held>,
+    /// Start and length of further entries in `Completions::rest`.
+    pub(crate) rest: (u32, u32),
+}
+
+/// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
+#[derive(Default)]
+pub struct Completions {
+    pub(crate) items: Vec<Item>,
+    rest: Vec<Option<Held>>,
+}
+
+impl Completions {
+    /// Empty storage, which grows to the largest lot of completions polled at once.
+    #[must_use]
+    pub fn new() -> Completions {
+        Completions { items: Vec::with_capacity(16), rest: Vec::new() }
+    }
+
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.items.clear();
+        if !self.rest.is_empty() {
+            self.rest.clear();
+        }
+    }
+
+    pub(crate) fn push_rest(&mut self, held: impl Iterator<Item = Held>) -> (u32, u32) {
+        let start = self.rest.len();
+        self.rest.extend(held.map(Some));
+        let narrow = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        (narrow(start), narrow(self.rest.len() - start))
+    }
+
+    #[inline]
+    pub(crate) fn iter(&mut self) -> impl ExactSizeIterator<Item = Completion<'_>> {
+        // Entries of a work request are contiguous and in order, so that each completion can own its part.
+        let mut rest = self.rest.as_mut_slice();
+        self.items.iter_mut().map(move |item| {
+            let n = item.rest.1 as usize;
+            let own = if n == 0 {
+                Default::default()
+            } else {
+                let (own, later) = std::mem::take(&mut rest).split_at_mut(n);
+                rest = later;
+                own
+            };
+            Completion { item, rest: own }
+        })
+    }
+}
+
+impl fmt::Debug for Completions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completions").field("len", &self.items.len()).finish_non_exhaustive()
+    }
+}
+
+/// A completion of a work request that was posted with `post_*`: what it says, and its buffers.
+pub struct Completion<'a> {
+    item: &'a mut Item,
+    rest: &'a mut [Option<Held>],
+}
+
+impl Completion<'_> {
+    /// The number given to the work request.
+    #[must_use]
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.item.id
+    }
+
+    /// What it says.
+    #[must_use]
+    #[inline]
+    pub fn completion(&self) -> &WorkCompletion {
+        &self.item.completion
+    }
+
+    /// What the work request asked for.
+    #[must_use]
+    pub fn opcode(&self) -> Opcode {
+        self.item.completion.opcode
+    }
+
+    /// Success, or why not.
+    ///
+    /// # Errors
+    ///
+    /// [`CompletionError`].
+    #[inline]
+    pub fn result(&self) -> Result<Success<'_>, CompletionError> {
+        self.item.completion.result()
+    }
+
+    /// Takes the first buffer of the scatter/gather list (the only one, of most). After a successful
+    /// receive it shows what was received.
+    #[inline]
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        match self.item.first.take()? {
+            Held::Buffer(mut buffer) => {
+                if let Some(len) = self.item.completion.received_len() {
+                    buffer.truncate(len);
+                }
+                Some(buffer)
+            }
+            Held::Shared(_) | Held::Bytes(_) => None,
+        }
+    }
+
+    /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
+    /// show what was received.
+    pub fn take_buffers(&mut self) -> impl Iterator<Item = Buffer> {
+        let first = self.item.first.take();
+        let rest = self.rest.iter_mut().filter_map(Option::take);
+        let completion = self.item.completion;
+        completion.received(first.into_iter().chain(rest))
+    }
+}
+
+impl fmt::Debug for Completion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion")
+            .field("id", &self.item.id)
+            .field("completion", &self.item.completion)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,363 @@
+//! Completion queues: the only place where completions are read, and where they are handed out.
+
+mod channel;
+mod completion;
+mod poll;
+mod status;
+
+use std::collections::VecDeque;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use parking_lot::{Mutex, MutexGuard};
+use verbs_sys::{ibv_cq, ibv_cq_attr_mask, ibv_moderate_cq, ibv_modify_cq_attr, ibv_wc, inline};
+
+pub(crate) use channel::ChannelInner;
+pub use channel::CompletionChannel;
+pub use completion::{Completion, Completions, Opcode, Success, WorkCompletion};
+pub use poll::PollError;
+pub(crate) use poll::{BATCH, Deferred, Later, Parked, Sink};
+pub use status::{CompletionError, Status};
+
+use crate::context::ContextInner;
+use crate::inflight::QueueIndex;
+use crate::{Error, leak};
+
+/// A live completion queue.
+pub(crate) struct CqInner {
+    pub(crate) ptr: NonNull<ibv_cq>,
+    pub(crate) context: Arc<ContextInner>,
+    pub(crate) channel: Option<Arc<ChannelInner>>,
+    /// What the channel knows it by.
+    key: usize,
+    user: u64,
+    /// Entries that posted work requests may need.
+    in_use: AtomicU32,
+    capacity: AtomicU32,
+    state: Mutex<CqState>,
+    /// Completions that named nothing in flight.
+    stray: AtomicU64,
+}
+
+/// What pollers share.
+pub(crate) struct CqState {
+    /// Where the provider writes completions.
+    pub(crate) wcs: [ibv_wc; BATCH],
+    /// Completions of `post_*` that a poller without a use for them found.
+    pub(crate) parked: VecDeque<Parked>,
+    /// Credits of queues destroyed or reset whose completions may still be in the queue, and the
+    /// indices that those completions name: free when the queue was polled empty.
+    pub(crate) zombies: Vec<(u32, Option<Arc<QueueIndex>>)>,
+    pub(crate) credit_waiters: Vec<Waker>,
+}
+
+impl Default for CqState {
+    fn default() -> CqState {
+        // SAFETY: integers and a union of integers: all zeroes are a value.
+        let mut nothing: ibv_wc = unsafe { std::mem::zeroed() };
+        // No queue has this index.
+        nothing.wr_id = u64::MAX;
+        CqState {
+            wcs: [nothing; BATCH],
+            parked: VecDeque::new(),
+            zombies: Vec::new(),
+            credit_waiters: Vec::new(),
+        }
+    }
+}
+
+// SAFETY: verbs are thread-safe (S-6), the pointer lives until `drop` (S-1).
+unsafe impl Send for CqInner {}
+// SAFETY: as above.
+unsafe impl Sync for CqInner {}
+
+impl CqInner {
+    pub(crate) fn lock_state(&self) -> MutexGuard<'_, CqState> {
+        self.state.lock()
+    }
+
+    /// Takes `n` credits; false when the queue could overflow.
+    #[inline]
+    pub(crate) fn take_credits(&self, n: u32) -> bool {
+        let before = self.in_use.fetch_add(n, Ordering::Relaxed);
+        if before.saturating_add(n) > self.capacity.load(Ordering::Relaxed) {
+            self.in_use.fetch_sub(n, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    #[inline]
+    pub(crate) fn return_credits(&self, n: u32) {
+        self.in_use.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// Ready when there is a credit; otherwise a poll that returns some wakes.
+    pub(crate) fn poll_credit(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        // Credits return under the same lock, so none can slip between look and registration.
+        let mut state = self.state.lock();
+        if self.in_use.load(Ordering::Relaxed) < self.capacity.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        if !state.credit_waiters.iter().any(|w| w.will_wake(cx.waker())) {
+            state.credit_waiters.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for CqInner {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.channel {
+            channel.forget_queue(self.key);
+        }
+        // SAFETY: created by `create`, destroyed once; queue pairs hold an Arc (S-1). Events were
+        // acknowledged, so this does not wait for any.
+        let code = unsafe { (self.context.verbs.ibv_destroy_cq)(self.ptr.as_ptr()) };
+        if let Err(error) = Error::check("ibv_destroy_cq", code) {
+            leak(&error);
+            std::mem::forget((Arc::clone(&self.context), self.channel.clone()));
+        }
+    }
+}
+
+impl std::fmt::Debug for CqInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CompletionQueue")
+            .field("capacity", &self.capacity)
+            .field("in_use", &self.in_use)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What to be told of on the completion channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notify {
+    /// The next completion.
+    Any,
+    /// The next receive whose sender set the solicited flag, or the next error.
+    Solicited,
+}
+
+/// How to make a completion queue; see [`Context::completion_queue`](crate::Context::completion_queue).
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct CompletionQueueBuilder<'a> {
+    context: &'a Arc<ContextInner>,
+    depth: u32,
+    channel: Option<&'a CompletionChannel>,
+    vector: u32,
+    user: u64,
+}
+
+impl<'a> CompletionQueueBuilder<'a> {
+    pub(crate) fn new(context: &'a Arc<ContextInner>, depth: u32) -> CompletionQueueBuilder<'a> {
+        CompletionQueueBuilder { context, depth, channel: None, vector: 0, user: 0 }
+    }
+
+    /// Reports completions on `channel` when armed.
+    pub fn channel(mut self, channel: &'a CompletionChannel) -> Self {
+        self.channel = Some(channel);
+        self
+    }
+
+    /// The completion vector (interrupt) to use: below
+    /// [`Context::completion_vectors`](crate::Context::completion_vectors). 0 unless set.
+    pub fn vector(mut self, vector: u32) -> Self {
+        self.vector = vector;
+        self
+    }
+
+    /// A number of the caller's, given back by [`CompletionQueue::user`].
+    pub fn user(mut self, user: u64) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// Creates it (`man ibv_create_cq`).
+    ///
+    /// # Errors
+    ///
+    /// What `ibv_create_cq` says.
+    pub fn build(self) -> Result<CompletionQueue, Error> {
+        let context = self.context;
+        let too_many =
+            |_| Error::Invalid { what: format!("{} is more than a completion queue holds", self.depth) };
+        let depth = i32::try_from(self.depth).map_err(too_many)?;
+        let vector = i32::try_from(self.vector).map_err(too_many)?;
+        let channel = self.channel.map(|channel| Arc::clone(&channel.inner));
+        let key = channel.as_ref().map_or(0, |channel| channel.reserve_key());
+        let raw_channel = channel.as_ref().map_or(std::ptr::null_mut(), |channel| channel.ptr.as_ptr());
+        let cookie = std::ptr::without_provenance_mut(key);
+        // SAFETY: context and channel are live (S-1).
+        let ptr = unsafe {
+            (context.verbs.ibv_create_cq)(context.ptr.as_ptr(), depth, cookie, raw_channel, vector)
+        };
+        let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_create_cq"))?;
+        // SAFETY: just created.
+        let granted = unsafe { ptr.as_ref() }.cqe;
+        let inner = Arc::new(CqInner {
+            ptr,
+            context: Arc::clone(context),
+            channel,
+            key,
+            user: self.user,
+            in_use: AtomicU32::new(0),
+            capacity: AtomicU32::new(u32::try_from(granted).unwrap_or(self.depth)),
+            state: Mutex::default(),
+            stray: AtomicU64::new(0),
+        });
+        if let Some(channel) = &inner.channel {
+            channel.add_queue(key, &inner);
+        }
+        context.queues.add_cq(&inner);
+        Ok(CompletionQueue { inner })
+    }
+}
+
+/// A completion queue (`man ibv_create_cq`).
+///
+/// It cannot overflow: every posted work request holds a *credit*, which returns when its completion was
+/// polled; without one a post says [`QueueFull`](crate::PostErrorKind::QueueFull). Cloning gives
+/// another handle to the same queue.
+#[derive(Debug, Clone)]
+pub struct CompletionQueue {
+    pub(crate) inner: Arc<CqInner>,
+}
+
+impl CompletionQueue {
+    /// Polls once (`man ibv_poll_cq`), hands what belongs to an
+    /// [`Operation`](crate::inflight::Operation) to its owner, and lends the rest: first what other
+    /// pollers left behind, then what came now.
+    ///
+    /// Any number of threads may poll; each completion goes to one of them. Reuse `completions`: its
+    /// storage stays, so that polling does not allocate. Buffers not taken from the last lot are dropped.
+    ///
+    /// ```
+    /// # fn f(cq: &rdma_core::CompletionQueue) -> Result<(), rdma_core::Error> {
+    /// let mut completions = rdma_core::Completions::new();
+    /// for completion in cq.poll(&mut completions)? {
+    ///     match completion.result() {
+    ///         Ok(success) => println!("{} done: {} bytes", completion.id(), success.len()),
+    ///         Err(error) => println!("{} failed: {error}", completion.id()),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PollError`]: the provider could not read the queue. No completion was lost, no buffer freed.
+    #[inline]
+    pub fn poll<'c>(
+        &self,
+        completions: &'c mut Completions,
+    ) -> Result<impl ExactSizeIterator<Item = Completion<'c>> + use<'c>, PollError> {
+        completions.clear();
+        self.inner.poll_into(completions)?;
+        Ok(completions.iter())
+    }
+
+    /// Polls once and lends nothing: completions of operations go to their owners, others wait for
+    /// [`poll`](CompletionQueue::poll). For a driver that only wakes. Gives the number of completions
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](CompletionQueue::poll).
+    #[inline]
+    pub fn dispatch(&self) -> Result<usize, PollError> {
+        self.inner.dispatch()
+    }
+
+    /// Asks for an event on the channel at the next completion (`man ibv_req_notify_cq`).
+    ///
+    /// Completions that are in the queue already raise none: arm, then poll until empty, then sleep.
+    ///
+    /// # Errors
+    ///
+    /// What `ibv_req_notify_cq` says.
+    pub fn arm(&self, notify: Notify) -> Result<(), Error> {
+        let solicited = i32::from(notify == Notify::Solicited);
+        // SAFETY: the queue is live (S-1).
+        let code = unsafe { inline::ibv_req_notify_cq(self.inner.ptr.as_ptr(), solicited) };
+        Error::check("ibv_req_notify_cq", code)
+    }
+
+    /// The channel it reports on.
+    #[must_use]
+    pub fn channel(&self) -> Option<CompletionChannel> {
+        self.inner.channel.as_ref().map(|inner| CompletionChannel { inner: Arc::clone(inner) })
+    }
+
+    /// The number given at creation.
+    #[must_use]
+    pub fn user(&self) -> u64 {
+        self.inner.user
+    }
+
+    /// Completions it holds: at least what was asked for.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.inner.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Credits that posted work requests hold.
+    #[must_use]
+    pub fn credits_in_use(&self) -> u32 {
+        self.inner.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Completions that named no work request in flight, and were dropped: repeated, late or invented.
+    #[must_use]
+    pub fn stray_completions(&self) -> u64 {
+        self.inner.stray.load(Ordering::Relaxed)
+    }
+
+    /// Changes the depth (`man ibv_resize_cq`); the provider may grant more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] when posted work requests hold more credits than that; what `ibv_resize_cq` says.
+    pub fn resize(&self, depth: u32) -> Result<(), Error> {
+        let invalid = |_| Error::Invalid { what: format!("{depth} is more than a completion queue holds") };
+        let raw = i32::try_from(depth).map_err(invalid)?;
+        let inner = &self.inner;
+        let _state = inner.state.lock();
+        // Take the credits that are to vanish first, so that nobody posts on them meanwhile.
+        let old = inner.capacity.load(Ordering::Relaxed);
+        inner.capacity.store(old.min(depth), Ordering::SeqCst);
+        if inner.in_use.load(Ordering::SeqCst) > depth {
+            inner.capacity.store(old, Ordering::Relaxed);
+            return Err(Error::InUse { what: "more credits of the completion queue than it would have" });
+        }
+        // SAFETY: the queue is live (S-1).
+        let code = unsafe { (inner.context.verbs.ibv_resize_cq)(inner.ptr.as_ptr(), raw) };
+        if let Err(error) = Error::check("ibv_resize_cq", code) {
+            inner.capacity.store(old, Ordering::Relaxed);
+            return Err(error);
+        }
+        // SAFETY: live; `cqe` changes under the lock we hold only.
+        let granted = unsafe { (*inner.ptr.as_ptr()).cqe };
+        inner.capacity.store(u32::try_from(granted).unwrap_or(depth), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lets the device collect up to `count` completions or wait up to `period` microseconds before it
+    /// raises an event (`man ibv_modify_cq`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], or what `ibv_modify_cq` says.
+    pub fn moderate(&self, count: u16, period: u16) -> Result<(), Error> {
+        let mut attr = ibv_modify_cq_attr {
+            attr_mask: ibv_cq_attr_mask::IBV_CQ_ATTR_MODERATE.0,
+            moderate: ibv_moderate_cq { cq_count: count, cq_period: period },
+        };
+        // SAFETY: the queue is live (S-1), the attributes are complete.
+        let code = unsafe { inline::ibv_modify_cq(self.inner.ptr.as_ptr(), &raw mut attr) };
+        Error::check("ibv_modify_cq", code)
+    }
+}

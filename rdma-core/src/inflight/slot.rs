@@ -1,0 +1,468 @@
+//! The slots of one work queue: who owns which part of a slot in which state.
+//!
+//! ```text
+//!            acquire (poster)          publish                claim (poller)
+//!   FREE ------------------> filling ---------> POLLED ------------------------> release
+//!                                        \
+//!                                         `---> SUBMITTED <-> WAITING             (owned by an Operation)
+//!                                                  |   \        |
+//!                                     ignore (drop)|    \       | claim (poller)
+//!                                                  v     `------v
+//!                                               IGNORED     COMPLETING --> COMPLETED --> take --> release
+//!                                                               `--> ABANDONED (dropped meanwhile)
+//! ```
+//!
+//! * The *poster* is whoever holds the queue's post lock; it owns a slot from `acquire` to `publish`.
+//! * The *poller* is whoever holds the lock of a completion queue the slot can complete on. It owns
+//!   the payload and the result from a successful `claim` on.
+//! * The *owner* is the one `Operation` made for the slot. It owns the waker cell while the state is
+//!   SUBMITTED, and everything once it is COMPLETED.
+//!
+//! A slot's generation changes whenever it is released, so a completion that comes twice, late, or
+//! from nowhere finds another generation and claims nothing.
+
+use std::mem::MaybeUninit;
+use std::task::{Context, Poll, Waker};
+
+use crate::sync::{AtomicU32, Ordering, UnsafeCell};
+
+/// No slot: the end of a free list.
+const NONE: u32 = 0x7fff_ffff;
+/// In the head of the returned slots: someone waits for one.
+const WANTED: u32 = 0x8000_0000;
+
+/// Bits of a generation.
+pub(crate) const GENERATION_BITS: u32 = 24;
+const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
+
+const FREE: u32 = 0;
+const POLLED: u32 = 1;
+const SUBMITTED: u32 = 2;
+const WAITING: u32 = 3;
+const IGNORED: u32 = 4;
+const COMPLETING: u32 = 5;
+const COMPLETED: u32 = 6;
+const CLAIMED: u32 = 7;
+const ABANDONED: u32 = 8;
+const STATE_MASK: u32 = 0xff;
+
+struct Slot<P, R> {
+    /// Generation (24 bits) and state (8 bits).
+    word: AtomicU32,
+    /// The next slot of the free list this one is in.
+    next: AtomicU32,
+    payload: UnsafeCell<MaybeUninit<P>>,
+    waker: UnsafeCell<MaybeUninit<Waker>>,
+    result: UnsafeCell<MaybeUninit<R>>,
+}
+
+/// The poster's own free slots; kept under the queue's post lock.
+#[derive(Debug)]
+pub(crate) struct FreeList {
+    local: u32,
+    fresh: u32,
+}
+
+impl FreeList {
+    pub(crate) fn new() -> FreeList {
+        FreeList { local: NONE, fresh: 0 }
+    }
+}
+
+/// What a completion found at its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Posted for whoever polls; the caller takes the payload and releases the slot.
+    Polled,
+    /// An `Operation` waits for it; the caller calls `finish`.
+    Owned {
+        /// Its waker is registered.
+        waiting: bool,
+    },
+    /// Its `Operation` was dropped; the caller takes the payload and releases the slot.
+    Ignored,
+    /// Nothing that is in flight: a stray, repeated or late completion.
+    Stray,
+}
+
+/// The slots of one work queue. `P` is what a work request keeps alive, `R` its result.
+pub(crate) struct SlotTable<P, R> {
+    slots: Box<[Slot<P, R>]>,
+    /// Slots given back, as a stack that anyone pushes to and the poster takes whole; the top bit
+    /// says that someone waits for a slot.
+    returned: AtomicU32,
+}
+
+// SAFETY: cells are accessed by one party at a time, as the state says (S-3 in docs/SAFETY.md);
+// what they hold is Send.
+unsafe impl<P: Send, R: Send> Send for SlotTable<P, R> {}
+// SAFETY: as above; the states pass from thread to thread through acquire and release.
+unsafe impl<P: Send, R: Send> Sync for SlotTable<P, R> {}
+
+impl<P, R> SlotTable<P, R> {
+    /// A table of `depth` free slots.
+    pub(crate) fn new(depth: u32) -> SlotTable<P, R> {
+        let slots = (0..depth)
+            .map(|_| Slot {
+                word: AtomicU32::new(1 << 8),
+                next: AtomicU32::new(NONE),
+                payload: UnsafeCell::new(MaybeUninit::uninit()),
+                waker: UnsafeCell::new(MaybeUninit::uninit()),
+                result: UnsafeCell::new(MaybeUninit::uninit()),
+            })
+            .collect();
+        SlotTable { slots, returned: AtomicU32::new(NONE) }
+    }
+
+    pub(crate) fn depth(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+    }
+
+    // ---- the poster ----
+
+    /// A free slot, or `None` when all are in use.
+    #[inline]
+    pub(crate) fn acquire(&self, free: &mut FreeList) -> Option<u32> {
+        let mut index = free.local;
+        if index == NONE {
+            // Only the poster takes, and a push clears WANTED: what is not empty here stays so.
+            if self.returned.load(Ordering::Relaxed) & !WANTED == NONE {
+                return self.acquire_fresh(free);
+            }
+            // Acquire: what the party that released the slot did to it happened before.
+            index = self.returned.swap(NONE, Ordering::Acquire);
+        }
+        free.local = self.slots[index as usize].next.load(Ordering::Relaxed);
+        Some(index)
+    }
+
+    #[cold]
+    fn acquire_fresh(&self, free: &mut FreeList) -> Option<u32> {
+        if free.fresh < self.depth() {
+            free.fresh += 1;
+            return Some(free.fresh - 1);
+        }
+        None
+    }
+
+    /// Puts a slot that was acquired and not published back.
+    pub(crate) fn restore(&self, free: &mut FreeList, index: u32) {
+        self.slots[index as usize].next.store(free.local, Ordering::Relaxed);
+        free.local = index;
+    }
+
+    /// Writes the payload of a slot.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the poster, acquired the slot and has not published it.
+    #[inline]
+    pub(crate) unsafe fn fill(&self, index: u32, payload: P) {
+        self.slots[index as usize].payload.with_mut(|cell| {
+            // SAFETY: the caller owns the slot (S-3); the pointer is the cell's.
+            unsafe { (*cell).write(payload) };
+        });
+    }
+
+    /// Marks a filled slot as in flight; its generation is the answer. Must come before the verb
+    /// that posts, whose completion may arrive before it returns.
+    #[inline]
+    pub(crate) fn publish(&self, index: u32, owned: bool) -> u32 {
+        let word = &self.slots[index as usize].word;
+        let generation = word.load(Ordering::Relaxed) >> 8;
+        // Release: the payload is written before anyone can claim it.
+        word.store(generation << 8 | if owned { SUBMITTED } else { POLLED }, Ordering::Release);
+        generation
+    }
+
+    // ---- the poller ----
+
+    /// Claims the slot a completion names. `exclusive` says that only this poller can complete
+    /// slots of this table (a queue with one completion queue), which spares an atomic exchange.
+    #[inline]
+    pub(crate) fn claim(&self, index: u32, generation: u32, exclusive: bool) -> Claim {
+        let Some(slot) = self.slots.get(index as usize) else { return Claim::Stray };
+        // Acquire: see `publish`.
+        let word = slot.word.load(Ordering::Acquire);
+        if exclusive && word == (generation << 8 | POLLED) {
+            return Claim::Polled;
+        }
+        Self::claim_slow(slot, word, generation)
+    }
+
+    fn claim_slow(slot: &Slot<P, R>, mut word: u32, generation: u32) -> Claim {
+        loop {
+            if word >> 8 != generation {
+                return Claim::Stray;
+            }
+            let (next, claim) = match word & STATE_MASK {
+                POLLED => (CLAIMED, Claim::Polled),
+                SUBMITTED => (COMPLETING, Claim::Owned { waiting: false }),
+                WAITING => (COMPLETING, Claim::Owned { waiting: true }),
+                IGNORED => (CLAIMED, Claim::Ignored),
+                _ => return Claim::Stray,
+            };
+            match slot.word.compare_exchange(
+                word,
+                generation << 8 | next,
+                Ordering::Acquire,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return claim,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Claims whatever is in flight at `index`: the queue was destroyed or reset, the device no
+    /// longer touches it. The generation is the one to `finish` with.
+    pub(crate) fn claim_any(&self, index: u32) -> Claim {
+        let slot = &self.slots[index as usize];
+        let word = slot.word.load(Ordering::Acquire);
+        Self::claim_slow(slot, word, word >> 8)
+    }
+
+    /// Whether the slot is in flight: posted, and its completion not yet seen.
+    pub(crate) fn is_in_flight(&self, index: u32) -> bool {
+        let word = self.slots[index as usize].word.load(Ordering::Acquire);
+        matches!(word & STATE_MASK, POLLED | SUBMITTED | WAITING | IGNORED)
+    }
+
+    /// The current generation of a slot that the caller owns.
+    pub(crate) fn generation(&self, index: u32) -> u32 {
+        self.slots[index as usize].word.load(Ordering::Relaxed) >> 8
+    }
+
+    /// Stores the result of an `Owned` claim and gives the waker to call, if there is one. `Err`
+    /// gives the result back when the owner went away meanwhile: then the caller takes the payload
+    /// and releases the slot.
+    ///
+    /// # Safety
+    ///
+    /// The caller claimed the slot with this answer and calls this once.
+    pub(crate) unsafe fn finish(&self, index: u32, waiting: bool, result: R) -> Result<Option<Waker>, R> {
+        let slot = &self.slots[index as usize];
+        let waker = waiting.then(|| {
+            slot.waker.with_mut(|cell| {
+                // SAFETY: WAITING passed a written waker to the claimer (S-3).
+                unsafe { (*cell).assume_init_read() }
+            })
+        });
+        slot.result.with_mut(|cell| {
+            // SAFETY: the claimer owns the result until COMPLETED (S-3).
+            unsafe { (*cell).write(result) };
+        });
+        let generation = slot.word.load(Ordering::Relaxed) >> 8;
+        let from = generation << 8 | COMPLETING;
+        match slot.word.compare_exchange(
+            from,
+            generation << 8 | COMPLETED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
+            Ok(_) => Ok(waker),
+            // ABANDONED while we completed it: the owner left the slot to us.
+            Err(_) => Err(slot.result.with_mut(|cell| {
+                // SAFETY: written above, and the owner that would read it is gone.
+                unsafe { (*cell).assume_init_read() }
+            })),
+        }
+    }
+
+    /// Looks at the payload.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload, as for `take_payload`.
+    pub(crate) unsafe fn with_payload<T>(&self, index: u32, f: impl FnOnce(&P) -> T) -> T {
+        self.slots[index as usize].payload.with_mut(|cell| {
+            // SAFETY: filled before it was published, not taken yet, and the caller's (S-3).
+            f(unsafe { (*cell).assume_init_ref() })
+        })
+    }
+
+    /// Takes the payload.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload (S-3): it is the claimer, or the owner of a COMPLETED slot.
+    #[inline]
+    pub(crate) unsafe fn take_payload(&self, index: u32) -> P {
+        self.slots[index as usize].payload.with_mut(|cell| {
+            // SAFETY: filled before it was published, and taken once, by its one owner.
+            unsafe { (*cell).assume_init_read() }
+        })
+    }
+
+    /// Gives a slot back; true when someone waits for one.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the slot (claimer, or owner of a COMPLETED slot) and has taken its payload.
+    #[inline]
+    pub(crate) unsafe fn release(&self, index: u32) -> bool {
+        let slot = &self.slots[index as usize];
+        let generation = (slot.word.load(Ordering::Relaxed) >> 8).wrapping_add(1) & GENERATION_MASK;
+        slot.word.store(generation << 8 | FREE, Ordering::Relaxed);
+        let mut head = self.returned.load(Ordering::Relaxed);
+        loop {
+            slot.next.store(head & !WANTED, Ordering::Relaxed);
+            // Release: what we did to the slot happens before the poster's use of it. The new head
+            // is without WANTED: this party does the waking.
+            match self.returned.compare_exchange_weak(head, index, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return head & WANTED != 0,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Notes that someone waits for a slot; false when one is free already. The caller holds the
+    /// post lock and has registered whom to wake.
+    pub(crate) fn want(&self, free: &FreeList) -> bool {
+        if free.local != NONE || free.fresh < self.depth() {
+            return false;
+        }
+        let head = self.returned.load(Ordering::Relaxed);
+        head & !WANTED == NONE
+            && self
+                .returned
+                .compare_exchange(head, NONE | WANTED, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    // ---- the owner ----
+
+    /// Whether the operation completed; registers the waker when it did not.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the owner of this slot and has not given it up.
+    pub(crate) unsafe fn poll(&self, index: u32, cx: &mut Context<'_>) -> Poll<()> {
+        let slot = &self.slots[index as usize];
+        let word = slot.word.load(Ordering::Acquire);
+        let generation = word & !STATE_MASK;
+        match word & STATE_MASK {
+            COMPLETED => return Poll::Ready(()),
+            WAITING => {
+                // Take the waker cell back; failing means that the poller has it now.
+                if slot
+                    .word
+                    .compare_exchange(word, generation | SUBMITTED, Ordering::Acquire, Ordering::Acquire)
+                    .is_err()
+                {
+                    return self.completing(index, cx);
+                }
+                slot.waker.with_mut(|cell| {
+                    // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it (S-3).
+                    let waker = unsafe { (*cell).assume_init_mut() };
+                    waker.clone_from(cx.waker());
+                });
+            }
+            SUBMITTED => slot.waker.with_mut(|cell| {
+                // SAFETY: SUBMITTED gives the owner the cell, which is empty (S-3).
+                unsafe { (*cell).write(cx.waker().clone()) };
+            }),
+            _ => return self.completing(index, cx),
+        }
+        // Release: the waker is written before the poller can take it.
+        if slot
+            .word
+            .compare_exchange(
+                generation | SUBMITTED,
+                generation | WAITING,
+                Ordering::Release,
+                Ordering::Acquire,
+            )
+            .is_ok()
+        {
+            return Poll::Pending;
+        }
+        slot.waker.with_mut(|cell| {
+            // SAFETY: the poller claimed a slot without a waker, so this one stayed ours.
+            unsafe { (*cell).assume_init_drop() };
+        });
+        self.completing(index, cx)
+    }
+
+    /// The poller is at the slot: done, or done in a few instructions. Rather than spin on another
+    /// thread's progress, ask to be polled again.
+    fn completing(&self, index: u32, cx: &mut Context<'_>) -> Poll<()> {
+        // Acquire: the result and payload that the poller left.
+        if self.slots[index as usize].word.load(Ordering::Acquire) & STATE_MASK == COMPLETED {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Whether the operation completed.
+    pub(crate) fn is_completed(&self, index: u32) -> bool {
+        self.slots[index as usize].word.load(Ordering::Acquire) & STATE_MASK == COMPLETED
+    }
+
+    /// The result of a completed operation; the payload is still to be taken, then released.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the owner, and `poll` or `is_completed` said that it completed.
+    pub(crate) unsafe fn take_result(&self, index: u32) -> R {
+        self.slots[index as usize].result.with_mut(|cell| {
+            // SAFETY: COMPLETED gives the owner the written result (S-3), taken once.
+            unsafe { (*cell).assume_init_read() }
+        })
+    }
+
+    /// Gives up interest: true when the slot is the poller's now, false when the operation had
+    /// completed, and then the caller takes result and payload and releases.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the owner and does not use the slot again when told true.
+    pub(crate) unsafe fn ignore(&self, index: u32) -> bool {
+        let slot = &self.slots[index as usize];
+        let mut word = slot.word.load(Ordering::Acquire);
+        loop {
+            let generation = word & !STATE_MASK;
+            match word & STATE_MASK {
+                COMPLETED => return false,
+                WAITING => {
+                    match slot.word.compare_exchange(
+                        word,
+                        generation | SUBMITTED,
+                        Ordering::Acquire,
+                        Ordering::Acquire,
+                    ) {
+                        Ok(_) => {
+                            slot.waker.with_mut(|cell| {
+                                // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it.
+                                unsafe { (*cell).assume_init_drop() };
+                            });
+                            word = generation | SUBMITTED;
+                        }
+                        Err(now) => word = now,
+                    }
+                }
+                // COMPLETING: the poller sees it when it wants to finish. A second completion of the
+                // same slot, possible on a shared queue, must not claim it: hence another state.
+                state => {
+                    let next = if state == COMPLETING { ABANDONED } else { IGNORED };
+                    match slot.word.compare_exchange(
+                        word,
+                        generation | next,
+                        Ordering::AcqRel,
+                        Ordering::Acquire,
+                    ) {
+                        Ok(_) => return true,
+                        Err(now) => word = now,
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<P, R> std::fmt::Debug for SlotTable<P, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SlotTable").field("depth", &self.slots.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,151 @@
+//! From a `wr_id` to its work queue: one table per context.
+
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::queue::WorkQueue;
+use super::slot::GENERATION_BITS;
+use crate::cq::CqInner;
+
+/// Bits of a queue's index in a `wr_id`.
+const QUEUE_BITS: u32 = 20;
+/// Bits of a slot's index in a `wr_id`.
+const SLOT_BITS: u32 = 20;
+const _: () = assert!(QUEUE_BITS + SLOT_BITS + GENERATION_BITS == 64);
+
+/// The most work queues of a context.
+pub(crate) const MAX_QUEUES: u32 = 1 << QUEUE_BITS;
+/// The deepest work queue.
+pub(crate) const MAX_DEPTH: u32 = 1 << 18;
+
+/// A `wr_id`: queue, slot, generation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WrId(pub(crate) u64);
+
+impl WrId {
+    #[inline]
+    pub(crate) fn new(base: u64, slot: u32, generation: u32) -> WrId {
+        WrId(base | u64::from(slot) << GENERATION_BITS | u64::from(generation))
+    }
+
+    /// The part that names the queue.
+    pub(crate) fn base(queue: u32) -> u64 {
+        u64::from(queue) << (SLOT_BITS + GENERATION_BITS)
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "20 bits remain")]
+    fn queue(self) -> usize {
+        (self.0 >> (SLOT_BITS + GENERATION_BITS)) as usize
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    pub(crate) fn slot(self) -> u32 {
+        (self.0 >> GENERATION_BITS) as u32 & ((1 << SLOT_BITS) - 1)
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
+    pub(crate) fn generation(self) -> u32 {
+        self.0 as u32 & ((1 << GENERATION_BITS) - 1)
+    }
+}
+
+/// The work queues of a context by index, and its completion queues.
+///
+/// Pollers read the table under the lock of *their* completion queue; a queue is taken out before it
+/// is freed, and in between whoever frees it has held every completion queue's lock once (S-4): a poller that saw the
+/// queue has left by then. So a lookup is two loads, without a lock or a counter that pollers share.
+#[derive(Debug)]
+pub(crate) struct QueueTable {
+    /// `MAX_QUEUES` entries, 8 MiB of address space that the kernel backs page by page as used.
+    entries: Box<[AtomicPtr<WorkQueue>]>,
+    indices: Mutex<Indices>,
+    cqs: Mutex<Vec<Weak<CqInner>>>,
+}
+
+#[derive(Debug, Default)]
+struct Indices {
+    fresh: u32,
+    freed: Vec<u32>,
+}
+
+/// A reserved index; free again once the last holder is gone: the queue itself, and every completion queue that may
+/// still deliver its completions.
+#[derive(Debug)]
+pub(crate) struct QueueIndex {
+    pub(crate) index: u32,
+    table: Arc<QueueTable>,
+}
+
+impl Drop for QueueIndex {
+    fn drop(&mut self) {
+        self.table.indices.lock().freed.push(self.index);
+    }
+}
+
+impl QueueTable {
+    pub(crate) fn new() -> QueueTable {
+        let layout = std::alloc::Layout::array::<AtomicPtr<WorkQueue>>(MAX_QUEUES as usize);
+        let Ok(layout) = layout else { unreachable!("8 MiB is a valid layout") };
+        // SAFETY: the layout has a size. Zeroed by the allocator, not by us, so that no page is touched.
+        let ptr = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<AtomicPtr<WorkQueue>>();
+        if ptr.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        let slice = std::ptr::slice_from_raw_parts_mut(ptr, MAX_QUEUES as usize);
+        // SAFETY: allocated with the layout of this slice; null pointers are all zeroes.
+        let entries = unsafe { Box::from_raw(slice) };
+        QueueTable { entries, indices: Mutex::default(), cqs: Mutex::default() }
+    }
+
+    /// Reserves an index.
+    pub(crate) fn reserve(self: &Arc<QueueTable>) -> Option<Arc<QueueIndex>> {
+        let mut indices = self.indices.lock();
+        let index = match indices.freed.pop() {
+            Some(index) => index,
+            // The last one stays unused: the completion that no queue has names it.
+            None if indices.fresh < MAX_QUEUES - 1 => {
+                indices.fresh += 1;
+                indices.fresh - 1
+            }
+            None => return None,
+        };
+        Some(Arc::new(QueueIndex { index, table: Arc::clone(self) }))
+    }
+
+    pub(crate) fn insert(&self, queue: &Arc<WorkQueue>) {
+        // Release: the queue is built before a poller can find it.
+        self.entries[queue.index() as usize].store(Arc::as_ptr(queue).cast_mut(), Ordering::Release);
+    }
+
+    /// Takes a queue out. Afterwards, `synchronize` before it is freed.
+    pub(crate) fn remove(&self, queue: &WorkQueue) {
+        self.entries[queue.index() as usize].store(std::ptr::null_mut(), Ordering::Release);
+    }
+
+    /// The queue that a `wr_id` names, or null.
+    #[inline]
+    pub(crate) fn find(&self, id: WrId) -> *const WorkQueue {
+        // Acquire: see `insert`. A `wr_id` has 20 bits of queue, the table that many entries.
+        self.entries[id.queue()].load(Ordering::Acquire)
+    }
+
+    pub(crate) fn add_cq(&self, cq: &Arc<CqInner>) {
+        let mut cqs = self.cqs.lock();
+        cqs.retain(|cq| cq.strong_count() > 0);
+        cqs.push(Arc::downgrade(cq));
+    }
+
+    /// Waits until every poller that may hold a queue found earlier is done with it. The caller holds
+    /// no completion queue's lock.
+    pub(crate) fn synchronize(&self) {
+        let cqs: Vec<_> = self.cqs.lock().iter().filter_map(Weak::upgrade).collect();
+        for cq in cqs {
+            drop(cq.lock_state());
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Exclusive ranges of registered memory.
+
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::Sge;
+use super::region::{RegionInner, RegionRef};
+
+/// A range of a region that someone owns.
+struct Segment {
+    region: Arc<RegionInner>,
+    ptr: NonNull<u8>,
+    /// Bytes that a post sends or offers.
+    len: usize,
+    /// Bytes owned, of which the first `len` show.
+    capacity: usize,
+}
+
+// SAFETY: the range is owned (S-2); the region is Send and Sync.
+unsafe impl Send for Segment {}
+// SAFETY: `&Segment` reads nothing but plain fields.
+unsafe impl Sync for Segment {}
+
+/// An exclusively owned range of registered memory.
+///
+/// It derefs to `[u8]`, is moved into a post and comes back with the completion: while the device may
+/// touch it nobody else has it. Dropping it frees the range (and, with the last one, the region), or
+/// sends it [home](BufferHome).
+///
+/// ```
+/// # fn f(pd: &rdma_core::ProtectionDomain) -> Result<(), rdma_core::Error> {
+/// let mut buffer = pd.register(vec![0; 4096])?.into_buffer();
+/// buffer[..5].copy_from_slice(b"hello");
+/// buffer.truncate(5);
+/// # Ok(()) }
+/// ```
+pub struct Buffer {
+    segment: ManuallyDrop<Segment>,
+}
+
+impl Buffer {
+    /// # Safety
+    ///
+    /// The caller owns `len` initialised bytes at `ptr` of the region exclusively and gives them up;
+    /// the region is not shared.
+    #[inline]
+    pub(crate) unsafe fn new(region: Arc<RegionInner>, ptr: NonNull<u8>, len: usize) -> Buffer {
+        Buffer { segment: ManuallyDrop::new(Segment { region, ptr, len, capacity: len }) }
+    }
+
+    /// Where the device finds it: address, length that shows, key.
+    #[inline]
+    pub(crate) fn sge(&self) -> Sge {
+        Sge {
+            addr: self.segment.ptr.addr().get() as u64,
+            len: self.segment.len,
+            lkey: self.segment.region.lkey,
+        }
+    }
+
+    #[inline]
+    fn into_segment(self) -> Segment {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so the segment is taken once.
+        unsafe { ManuallyDrop::take(&mut this.segment) }
+    }
+
+    /// Bytes owned; [`len`](Buffer::len) of them show.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.segment.capacity
+    }
+
+    /// Bytes that show, are sent, or are offered to a receive.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.segment.len
+    }
+
+    /// Whether no bytes show.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.segment.len == 0
+    }
+
+    /// Shows only the first `len` bytes; no effect when fewer show. The rest stays owned, see
+    /// [`set_len`](Buffer::set_len).
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        self.segment.len = self.segment.len.min(len);
+    }
+
+    /// Shows the first `len` bytes of the capacity. Memory is always initialised, so bytes that were
+    /// hidden show what they held.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is larger than the capacity.
+    #[inline]
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.segment.capacity, "{len} bytes of a buffer of {}", self.segment.capacity);
+        self.segment.len = len;
+    }
+
+    /// The region the buffer is a part of, to find out whether other memory lies in it.
+    #[must_use]
+    pub fn region(&self) -> RegionRef {
+        RegionRef { inner: Arc::clone(&self.segment.region) }
+    }
+
+    /// The local key of the buffer's region.
+    #[must_use]
+    pub fn lkey(&self) -> u32 {
+        self.segment.region.lkey
+    }
+
+    /// Splits into `[0, at)` and `[at, capacity)`; the first part shows what it showed of its bytes, the
+    /// second the rest.
+    ///
+    /// # Errors
+    ///
+    /// The buffer itself, when `at` is outside it or when it has a [home](BufferHome), which takes
+    /// whole buffers only.
+    pub fn split_at(self, at: usize) -> Result<(Buffer, Buffer), Buffer> {
+        if at > self.segment.capacity || self.segment.region.home.is_some() {
+            return Err(self);
+        }
+        let Segment { region, ptr, len, capacity } = self.into_segment();
+        // SAFETY: `at` is within the owned range.
+        let tail = unsafe { ptr.add(at) };
+        let head = Segment { region: Arc::clone(&region), ptr, len: len.min(at), capacity: at };
+        let tail = Segment { region, ptr: tail, len: len.saturating_sub(at), capacity: capacity - at };
+        Ok((Buffer { segment: ManuallyDrop::new(head) }, Buffer { segment: ManuallyDrop::new(tail) }))
+    }
+
+    /// Joins with the buffer that follows in memory. The result shows both when the first showed all
+    /// of its bytes, else what the first showed.
+    ///
+    /// # Errors
+    ///
+    /// Both, when `next` is not the neighbour of the same region.
+    pub fn merge(self, next: Buffer) -> Result<Buffer, (Buffer, Buffer)> {
+        let end = self.segment.ptr.addr().get() + self.segment.capacity;
+        if !Arc::ptr_eq(&self.segment.region, &next.segment.region) || end != next.segment.ptr.addr().get() {
+            return Err((self, next));
+        }
+        if self.segment.region.home.is_some() {
+            return Err((self, next));
+        }
+        let (mut first, second) = (self.into_segment(), next.into_segment());
+        if first.len == first.capacity {
+            first.len += second.len;
+        }
+        first.capacity += second.capacity;
+        Ok(Buffer { segment: ManuallyDrop::new(first) })
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is initialised and exclusively ours while we hold the buffer: a posted
+        // one is in a slot, and no peer may reach its region (S-2).
+        unsafe { std::slice::from_raw_parts(self.segment.ptr.as_ptr(), self.segment.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.segment.ptr.as_ptr(), self.segment.len) }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Drop for Buffer {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: dropped once, here; the field is not used again.
+        let segment = unsafe { ManuallyDrop::take(&mut self.segment) };
+        let Some(home) = &segment.region.home else { return };
+        let home = Arc::clone(home);
+        home.take_back(IdleBuffer { segment });
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("addr", &self.segment.ptr)
+            .field("len", &self.segment.len)
+            .field("capacity", &self.segment.capacity)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where buffers of a pool go when they are dropped.
+///
+/// Set by [`MemoryRegion::into_homed`](crate::MemoryRegion::into_homed). The library calls it from
+/// whatever thread drops a buffer, also while it dispatches completions (outside of its locks), so it
+/// must be quick. Dropping the [`IdleBuffer`] frees its part of the region.
+pub trait BufferHome: Send + Sync {
+    /// Takes a buffer back, full length shown.
+    fn take_back(&self, buffer: IdleBuffer);
+}
+
+/// A buffer at rest in its [home](BufferHome): no access, and dropping it does not call the home.
+pub struct IdleBuffer {
+    segment: Segment,
+}
+
+impl IdleBuffer {
+    pub(crate) fn new(buffer: Buffer) -> IdleBuffer {
+        IdleBuffer { segment: buffer.into_segment() }
+    }
+
+    /// A buffer of full length, to hand out.
+    #[must_use]
+    #[inline]
+    pub fn into_buffer(mut self) -> Buffer {
+        self.segment.len = self.segment.capacity;
+        Buffer { segment: ManuallyDrop::new(self.segment) }
+    }
+
+    /// The address range, to match memory that is no `Buffer` any more (`Bytes`) to its pool.
+    #[must_use]
+    pub fn addr_range(&self) -> std::ops::Range<usize> {
+        let start = self.segment.ptr.addr().get();
+        start..start + self.segment.capacity
+    }
+}
+
+impl fmt::Debug for IdleBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdleBuffer").field("range", &self.addr_range()).finish()
+    }
+}

@@ -1,0 +1,137 @@
+//! The pair itself, without types: what all handles share.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type};
+
+use crate::cq::CqInner;
+use crate::inflight::{Health, WorkQueue};
+use crate::pd::PdInner;
+use crate::srq::SrqInner;
+use crate::{Error, leak};
+
+/// What a queue pair was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePairCapacity {
+    /// Sends in flight.
+    pub max_send: u32,
+    /// Receives posted; 0 with a shared receive queue.
+    pub max_recv: u32,
+    /// Entries of a send's scatter/gather list.
+    pub max_send_sge: u32,
+    /// Entries of a receive's scatter/gather list.
+    pub max_recv_sge: u32,
+    /// Bytes that a send can carry inline.
+    pub max_inline: u32,
+}
+
+/// A live queue pair.
+pub(crate) struct QpInner {
+    pub(crate) ptr: NonNull<ibv_qp>,
+    pub(crate) num: u32,
+    pub(crate) kind: ibv_qp_type,
+    pub(crate) capacity: QueuePairCapacity,
+    pub(crate) sq: Arc<WorkQueue>,
+    /// Its own receive queue, or the shared one's.
+    pub(crate) rq: Arc<WorkQueue>,
+    pub(crate) srq: Option<Arc<SrqInner>>,
+    pub(crate) send_cq: Arc<CqInner>,
+    pub(crate) recv_cq: Arc<CqInner>,
+    /// Receive credits that the pair reserved for its shared receive queue.
+    pub(crate) reserved: u32,
+    pub(crate) health: Arc<Health>,
+    pub(crate) pd: Arc<PdInner>,
+}
+
+// SAFETY: verbs are thread-safe (S-6), the pointer lives until `drop` (S-1).
+unsafe impl Send for QpInner {}
+// SAFETY: as above.
+unsafe impl Sync for QpInner {}
+
+impl QpInner {
+    /// `ibv_modify_qp`.
+    pub(crate) fn modify(
+        &self,
+        attr: &mut ibv_qp_attr,
+        mask: ibv_qp_attr_mask,
+    ) -> Result<(), std::io::Error> {
+        let mask = i32::try_from(mask.0).unwrap_or(i32::MAX);
+        // SAFETY: the pair is live (S-1), the attributes are complete for the mask.
+        let code = unsafe { (self.pd.context.verbs.ibv_modify_qp)(self.ptr.as_ptr(), attr, mask) };
+        if code == 0 { Ok(()) } else { Err(crate::error::from_return(code)) }
+    }
+
+    /// Commands a state that needs no other attributes.
+    pub(crate) fn command(&self, state: ibv_qp_state) -> Result<(), std::io::Error> {
+        let mut attr = raw_attr();
+        attr.qp_state = state;
+        self.modify(&mut attr, ibv_qp_attr_mask::IBV_QP_STATE)
+    }
+
+    /// `ibv_query_qp`.
+    pub(crate) fn query(&self, mask: ibv_qp_attr_mask) -> Result<ibv_qp_attr, Error> {
+        let mut attr = raw_attr();
+        // SAFETY: integers and pointers: all zeroes are a value.
+        let mut init: ibv_qp_init_attr = unsafe { std::mem::zeroed() };
+        let mask = i32::try_from(mask.0).unwrap_or(i32::MAX);
+        let query = self.pd.context.verbs.ibv_query_qp;
+        // SAFETY: the pair is live (S-1), the outputs are valid for writes.
+        let code = unsafe { query(self.ptr.as_ptr(), &raw mut attr, mask, &raw mut init) };
+        Error::check("ibv_query_qp", code)?;
+        Ok(attr)
+    }
+
+    /// Completes what is in flight as flushed: the verb that reset or destroyed the pair succeeded.
+    pub(crate) fn reclaim(&self, destroyed: bool) {
+        self.send_cq.reclaim(&self.sq, destroyed);
+        if self.srq.is_none() {
+            self.recv_cq.reclaim(&self.rq, destroyed);
+        }
+    }
+}
+
+/// Attributes, all zero.
+pub(crate) fn raw_attr() -> ibv_qp_attr {
+    // SAFETY: integers and unions of integers: all zeroes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+impl Drop for QpInner {
+    fn drop(&mut self) {
+        let context = &self.pd.context;
+        // SAFETY: created once, destroyed once; every handle holds an Arc (S-1).
+        let code = unsafe { (context.verbs.ibv_destroy_qp)(self.ptr.as_ptr()) };
+        if let Err(error) = Error::check("ibv_destroy_qp", code) {
+            leak(&error);
+            // The device may still use all of it: slots with their buffers, queues, the domain.
+            std::mem::forget(Arc::clone(&self.sq));
+            std::mem::forget(Arc::clone(&self.rq));
+            std::mem::forget(Arc::clone(&self.send_cq));
+            std::mem::forget(Arc::clone(&self.recv_cq));
+            std::mem::forget(self.srq.clone());
+            std::mem::forget(Arc::clone(&self.pd));
+            return;
+        }
+        self.reclaim(true);
+        context.queues.remove(&self.sq);
+        match &self.srq {
+            None => context.queues.remove(&self.rq),
+            Some(srq) => {
+                // Its completions may still be in the queue, and name the shared queue's slots.
+                let index = Arc::clone(srq.queue.queue_index());
+                self.recv_cq.lock_state().zombies.push((self.reserved, Some(index)));
+            }
+        }
+        context.queues.synchronize();
+    }
+}
+
+impl std::fmt::Debug for QpInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("num", &self.num)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,167 @@
+//! Queue pairs: the state machine in the types.
+
+mod builder;
+mod connect;
+mod handle;
+mod inner;
+mod post;
+mod request;
+pub mod state;
+mod transition;
+pub mod transport;
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+pub use builder::QueuePairBuilder;
+pub use connect::{ConnectOptions, Endpoint, EndpointOptions};
+pub use handle::{Observed, QueuePairHandle};
+pub(crate) use inner::QpInner;
+pub use inner::QueuePairCapacity;
+pub use post::{PostError, PostErrorKind};
+pub(crate) use post::{RecvTarget, post_recv};
+pub use request::{Payload, RecvRequest, WorkRequest};
+pub use transition::TransitionError;
+
+use crate::cq::{CompletionError, Status};
+use crate::inflight::{Operation, QueueRef, WorkQueue};
+use state::{CanRecv, CanSend, State};
+use transport::Transport;
+
+/// A queue pair of transport `T` in state `S` (`man ibv_create_qp`).
+///
+/// The state is the one last *commanded*. The hardware may have moved to ERR since: posting then still
+/// works and completes with a flush error; [`observe`](QueuePair::observe) tells.
+///
+/// Dropping it destroys the pair. What is in flight then is completed as flushed: operations
+/// finish, completions of `post_*` can still be polled.
+pub struct QueuePair<T: Transport, S: State> {
+    pub(crate) inner: Arc<QpInner>,
+    marker: PhantomData<fn() -> (T, S)>,
+}
+
+impl<T: Transport, S: State> QueuePair<T, S> {
+    pub(crate) fn new(inner: Arc<QpInner>) -> QueuePair<T, S> {
+        QueuePair { inner, marker: PhantomData }
+    }
+
+    /// The number that peers address it by, 24 bits.
+    #[must_use]
+    pub fn num(&self) -> u32 {
+        self.inner.num
+    }
+
+    /// What it was granted.
+    #[must_use]
+    pub fn capacity(&self) -> QueuePairCapacity {
+        self.inner.capacity
+    }
+
+    /// A handle without types, for supervisors: it can abort and observe, and does not keep the pair alive.
+    #[must_use]
+    pub fn handle(&self) -> QueuePairHandle {
+        QueuePairHandle::new(&self.inner)
+    }
+
+    /// The status of the first completion that failed by itself, since the last reset.
+    #[must_use]
+    pub fn first_error(&self) -> Option<Status> {
+        self.inner.health.first().map(|(status, _)| Status(status))
+    }
+
+    /// The send queue's in-flight table.
+    #[must_use]
+    pub fn send_queue(&self) -> &Arc<WorkQueue> {
+        &self.inner.sq
+    }
+
+    /// The receive queue's in-flight table: the shared one's, where the pair has that.
+    #[must_use]
+    pub fn recv_queue(&self) -> &Arc<WorkQueue> {
+        &self.inner.rq
+    }
+
+    /// Posts a receive; its completion goes to [`CompletionQueue::poll`](crate::CompletionQueue::poll).
+    ///
+    /// # Errors
+    ///
+    /// [`PostError`], with the request and its buffers.
+    #[inline]
+    pub fn post_recv(&self, request: impl Into<RecvRequest>) -> Result<(), PostError<RecvRequest>>
+    where
+        S: CanRecv,
+    {
+        self.inner.post_recv(request.into(), false).map(drop)
+    }
+
+    /// Posts a receive that an [`Operation`] owns.
+    ///
+    /// # Errors
+    ///
+    /// [`PostError`], with the request and its buffers.
+    #[inline]
+    pub fn start_recv(
+        &self,
+        request: impl Into<RecvRequest>,
+    ) -> Result<Operation<QueueRef<'_>>, PostError<RecvRequest>>
+    where
+        S: CanRecv,
+    {
+        let slot = self.inner.post_recv(request.into(), true)?;
+        // SAFETY: just published as owned in this queue.
+        Ok(unsafe { Operation::new(QueueRef(&self.inner.rq), slot) })
+    }
+
+    /// Posts a work request; its completion goes to
+    /// [`CompletionQueue::poll`](crate::CompletionQueue::poll).
+    ///
+    /// ```
+    /// # use rdma_core::{qp::{state::Rts, transport::Rc}, Buffer, QueuePair, WorkRequest};
+    /// # fn f(qp: &QueuePair<Rc, Rts>, buffer: Buffer, other: Buffer) -> Result<(), rdma_core::Error> {
+    /// qp.post_send(buffer)?; // a SEND
+    /// qp.post_send(WorkRequest::send_with_imm(other, 7).id(1).solicited())?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PostError`], with the request and its buffers.
+    #[inline]
+    pub fn post_send<'d>(
+        &self,
+        request: impl Into<WorkRequest<'d, T>>,
+    ) -> Result<(), PostError<WorkRequest<'d, T>>>
+    where
+        S: CanSend,
+    {
+        self.inner.post_send(request.into(), false).map(drop)
+    }
+
+    /// Posts a work request that an [`Operation`] owns.
+    ///
+    /// # Errors
+    ///
+    /// [`PostError`], with the request and its buffers.
+    #[inline]
+    pub fn start_send<'d>(
+        &self,
+        request: impl Into<WorkRequest<'d, T>>,
+    ) -> Result<Operation<QueueRef<'_>>, PostError<WorkRequest<'d, T>>>
+    where
+        S: CanSend,
+    {
+        let slot = self.inner.post_send(request.into(), true)?;
+        // SAFETY: just published as owned in this queue.
+        Ok(unsafe { Operation::new(QueueRef(&self.inner.sq), slot) })
+    }
+}
+
+impl<T: Transport, S: State> std::fmt::Debug for QueuePair<T, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueuePair")
+            .field("num", &self.inner.num)
+            .field("transport", &T::NAME)
+            .field("state", &S::NAME)
+            .finish_non_exhaustive()
+    }
+}

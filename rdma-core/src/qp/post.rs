@@ -1,0 +1,482 @@
+//! Posting one work request.
+
+use std::fmt;
+
+use verbs_sys::{
+    ibv_qp, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_send_wr__bindgen_ty_2__bindgen_ty_1 as RawRdma,
+    ibv_send_wr__bindgen_ty_2__bindgen_ty_2 as RawAtomic, ibv_send_wr__bindgen_ty_2__bindgen_ty_3 as RawUd,
+    ibv_sge, ibv_srq, ibv_wr_opcode as Op, inline,
+};
+
+use super::inner::QpInner;
+use super::request::{Action, Data, Payload, RecvRequest, WorkRequest};
+use super::transport::Transport;
+use crate::cq::{CqInner, Opcode};
+use crate::inflight::{Held, Keep, Kind, Payload as SlotPayload, PostState, WorkQueue};
+use crate::mr::{RemoteSlice, Sge};
+
+/// Why a work request was not posted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PostErrorKind {
+    /// Back-pressure: the work queue is full, or the completion queue could overflow. Poll, then try
+    /// again.
+    #[error("the work queue or its completion queue is full: poll completions, then try again")]
+    QueueFull,
+    /// More scatter/gather entries than the queue pair was created for.
+    #[error("{asked} scatter/gather entries, but the queue pair was created for {limit}")]
+    TooManySegments {
+        /// Entries of the request.
+        asked: usize,
+        /// Entries the queue takes.
+        limit: u32,
+    },
+    /// More inline bytes than the queue pair was created for.
+    #[error("{asked} bytes inline, but the queue pair was created for {limit}")]
+    InlineTooLong {
+        /// Bytes of the request.
+        asked: usize,
+        /// Bytes the queue takes.
+        limit: u32,
+    },
+    /// A part longer than a work request can describe (4 GiB).
+    #[error("a part of {asked} bytes: a scatter/gather entry holds less than 4 GiB")]
+    TooLong {
+        /// Its length.
+        asked: usize,
+    },
+    /// The request reaches beyond the remote slice.
+    #[error("{asked} bytes, but the remote slice has {limit}")]
+    OutOfBounds {
+        /// Bytes of the request.
+        asked: u64,
+        /// Bytes of the slice.
+        limit: u64,
+    },
+    /// An atomic operation needs 8 bytes at a multiple of 8 there, and 8 bytes here.
+    #[error(
+        "atomic operations need a remote address that is a multiple of 8, 8 bytes there and 8 bytes here (IBTA vol. 1, 9.4.5)"
+    )]
+    BadAtomic,
+    /// Bytes that are inline or immutable cannot be received into.
+    #[error("this memory cannot be written to: receives, reads and atomics need buffers")]
+    NotWritable,
+    /// An object of another device or protection domain.
+    #[error("{what} belongs to another protection domain than the queue pair")]
+    WrongDomain {
+        /// The object.
+        what: &'static str,
+    },
+    /// The provider refused.
+    #[error("{verb} failed with errno {errno}: {}", std::io::Error::from_raw_os_error(*.errno))]
+    Verb {
+        /// The verb.
+        verb: &'static str,
+        /// What it said.
+        errno: i32,
+    },
+}
+
+/// A work request was not posted; here it is again.
+pub struct PostError<W> {
+    /// Why not.
+    pub kind: PostErrorKind,
+    /// The request.
+    pub request: W,
+}
+
+impl<W> fmt::Debug for PostError<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PostError").field(&self.kind).finish()
+    }
+}
+
+impl<W> fmt::Display for PostError<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl<W> std::error::Error for PostError<W> {}
+
+impl<W> From<PostError<W>> for crate::Error {
+    fn from(error: PostError<W>) -> crate::Error {
+        crate::Error::Post(error.kind)
+    }
+}
+
+/// Where a receive goes.
+#[derive(Clone, Copy)]
+pub(crate) enum RecvTarget {
+    Pair(*mut ibv_qp),
+    Shared(*mut ibv_srq),
+}
+
+impl Payload<'_> {
+    /// Writes the scatter/gather list to `list`, and gives its length and the bytes it describes.
+    #[inline]
+    fn describe(&self, list: &mut [ibv_sge]) -> Result<(usize, u64), PostErrorKind> {
+        let one = |entry: &mut ibv_sge, sge: Sge| {
+            let length = u32::try_from(sge.len).map_err(|_| PostErrorKind::TooLong { asked: sge.len })?;
+            *entry = ibv_sge { addr: sge.addr, length, lkey: sge.lkey };
+            Ok(u64::from(length))
+        };
+        match &self.data {
+            Data::One(held) => Ok((1, one(&mut list[0], held.sge())?)),
+            Data::None => Ok((0, 0)),
+            Data::Inline(bytes) => {
+                let sge = Sge { addr: bytes.as_ptr().addr() as u64, len: bytes.len(), lkey: 0 };
+                Ok((1, one(&mut list[0], sge)?))
+            }
+            Data::Many(parts) => {
+                if parts.len() > list.len() {
+                    let limit = u32::try_from(list.len()).unwrap_or(u32::MAX);
+                    return Err(PostErrorKind::TooManySegments { asked: parts.len(), limit });
+                }
+                let mut total = 0;
+                for (entry, part) in list.iter_mut().zip(parts) {
+                    total += one(entry, part.sge())?;
+                }
+                Ok((parts.len(), total))
+            }
+        }
+    }
+
+    /// Whether the device may write to all of it.
+    #[inline]
+    fn is_writable(&self) -> bool {
+        match &self.data {
+            Data::One(held) => !matches!(held, Held::Bytes(_)),
+            Data::Many(parts) => !parts.iter().any(|part| matches!(part, Held::Bytes(_))),
+            Data::None => true,
+            Data::Inline(_) => false,
+        }
+    }
+
+    /// Moves what must live into the slot; gives how many entries that are.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the poster of `queue` and acquired the slot; `describe` said that it fits.
+    #[inline]
+    unsafe fn hold(self, queue: &WorkQueue, slot: u32) -> u16 {
+        match self.data {
+            Data::One(held) => {
+                // SAFETY: the caller's promise; every queue has room for one.
+                unsafe { queue.hold(slot, 0, held) };
+                1
+            }
+            Data::None | Data::Inline(_) => 0,
+            Data::Many(parts) => {
+                let mut count = 0;
+                for part in parts {
+                    // SAFETY: the caller's promise: no more parts than the queue's limit.
+                    unsafe { queue.hold(slot, u32::from(count), part) };
+                    count += 1;
+                }
+                count
+            }
+        }
+    }
+}
+
+impl Action {
+    /// Writes the operation to the raw work request, once it is checked against `len` bytes of payload.
+    #[inline]
+    fn describe(&self, wr: &mut ibv_send_wr, len: u64, writable: bool) -> Result<Opcode, PostErrorKind> {
+        let rdma = |remote: &RemoteSlice| {
+            if len > remote.len {
+                return Err(PostErrorKind::OutOfBounds { asked: len, limit: remote.len });
+            }
+            Ok(RawRdma { remote_addr: remote.addr, rkey: remote.rkey })
+        };
+        let atomic = |remote: &RemoteSlice, compare_add: u64, swap: u64| {
+            if !writable {
+                return Err(PostErrorKind::NotWritable);
+            }
+            if len != 8 || remote.len < 8 || !remote.addr.is_multiple_of(8) {
+                return Err(PostErrorKind::BadAtomic);
+            }
+            Ok(RawAtomic { remote_addr: remote.addr, compare_add, swap, rkey: remote.rkey })
+        };
+        Ok(match self {
+            Action::Send => {
+                wr.opcode = Op::IBV_WR_SEND;
+                Opcode::Send
+            }
+            Action::SendImm(imm) => {
+                wr.opcode = Op::IBV_WR_SEND_WITH_IMM;
+                wr.__bindgen_anon_1.imm_data = imm.to_be();
+                Opcode::Send
+            }
+            Action::SendInvalidate(rkey) => {
+                wr.opcode = Op::IBV_WR_SEND_WITH_INV;
+                wr.__bindgen_anon_1.invalidate_rkey = *rkey;
+                Opcode::Send
+            }
+            Action::SendTo { address, qp_num, qkey, imm } => {
+                wr.opcode = Op::IBV_WR_SEND;
+                if let Some(imm) = imm {
+                    wr.opcode = Op::IBV_WR_SEND_WITH_IMM;
+                    wr.__bindgen_anon_1.imm_data = imm.to_be();
+                }
+                wr.wr.ud = RawUd { ah: address.ptr.as_ptr(), remote_qpn: *qp_num, remote_qkey: *qkey };
+                Opcode::Send
+            }
+            Action::Write(remote) => {
+                wr.opcode = Op::IBV_WR_RDMA_WRITE;
+                wr.wr.rdma = rdma(remote)?;
+                Opcode::Write
+            }
+            Action::WriteImm(remote, imm) => {
+                wr.opcode = Op::IBV_WR_RDMA_WRITE_WITH_IMM;
+                wr.__bindgen_anon_1.imm_data = imm.to_be();
+                wr.wr.rdma = rdma(remote)?;
+                Opcode::Write
+            }
+            Action::Read(remote) => {
+                if !writable {
+                    return Err(PostErrorKind::NotWritable);
+                }
+                wr.opcode = Op::IBV_WR_RDMA_READ;
+                wr.wr.rdma = rdma(remote)?;
+                Opcode::Read
+            }
+            Action::CompareAndSwap { remote, expected, new } => {
+                wr.opcode = Op::IBV_WR_ATOMIC_CMP_AND_SWP;
+                wr.wr.atomic = atomic(remote, *expected, *new)?;
+                Opcode::CompareAndSwap
+            }
+            Action::FetchAndAdd { remote, add } => {
+                wr.opcode = Op::IBV_WR_ATOMIC_FETCH_AND_ADD;
+                wr.wr.atomic = atomic(remote, *add, 0)?;
+                Opcode::FetchAndAdd
+            }
+            Action::Invalidate(rkey) => {
+                wr.opcode = Op::IBV_WR_LOCAL_INV;
+                wr.__bindgen_anon_1.invalidate_rkey = *rkey;
+                Opcode::Invalidate
+            }
+        })
+    }
+
+    /// What the action keeps alive.
+    #[inline]
+    fn keep(&self) -> Option<Keep> {
+        match self {
+            Action::SendTo { address, .. } => Some(Keep::Address(std::sync::Arc::clone(address))),
+            _ => None,
+        }
+    }
+}
+
+const SIGNALED: u32 = ibv_send_flags::IBV_SEND_SIGNALED.0;
+
+/// A raw send request, all zero.
+#[inline]
+fn raw_send() -> ibv_send_wr {
+    // SAFETY: integers, null pointers and unions of them: all zeroes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+impl QpInner {
+    /// Posts one send; gives its slot.
+    #[inline]
+    pub(crate) fn post_send<'d, T: Transport>(
+        &self,
+        mut request: WorkRequest<'d, T>,
+        owned: bool,
+    ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
+        let queue = &*self.sq;
+        let mut wr = raw_send();
+        // Order of slots is order of posting, so the lock is held over the verb.
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        let kind = 'refused: {
+            let (count, len) = match request.payload.describe(&mut post.sges) {
+                Ok(described) => described,
+                Err(kind) => break 'refused kind,
+            };
+            if let Data::Inline(bytes) = &request.payload.data {
+                if bytes.len() > self.capacity.max_inline as usize {
+                    break 'refused PostErrorKind::InlineTooLong {
+                        asked: bytes.len(),
+                        limit: self.capacity.max_inline,
+                    };
+                }
+                request.flags |= ibv_send_flags::IBV_SEND_INLINE.0;
+            }
+            let opcode = match request.action.describe(&mut wr, len, request.payload.is_writable()) {
+                Ok(opcode) => opcode,
+                Err(kind) => break 'refused kind,
+            };
+            let Some(slot) = queue.slots.acquire(&mut post.free) else {
+                break 'refused PostErrorKind::QueueFull;
+            };
+            let mut flags = request.flags;
+            let reserved = post.reserved;
+            if !credit(&self.send_cq, post, queue.depth(), &mut flags) {
+                queue.slots.restore(&mut post.free, slot);
+                break 'refused PostErrorKind::QueueFull;
+            }
+            wr.sg_list = post.sges.as_mut_ptr();
+            wr.num_sge = i32::try_from(count).unwrap_or(i32::MAX);
+            wr.send_flags = flags;
+            let seq = post.seq;
+            let keep = request.action.keep();
+            // SAFETY: this is the poster, the slot was acquired, and `describe` checked the length.
+            let held = unsafe { request.payload.hold(queue, slot) };
+            let payload = SlotPayload { id: request.id, seq, held, opcode, keep };
+            // SAFETY: the poster, before `publish`.
+            unsafe { queue.slots.fill(slot, payload) };
+            let generation = queue.slots.publish(slot, owned);
+            wr.wr_id = queue.wr_id(slot, generation);
+            if flags & SIGNALED == 0 {
+                queue.push_unsignaled(slot, generation, seq);
+            }
+            let mut bad = std::ptr::null_mut();
+            // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they
+            // name is held by the slot until the completion (S-2).
+            let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut wr, &raw mut bad) };
+            if code == 0 {
+                post.seq = seq.wrapping_add(1);
+                post.unsignaled = if flags & SIGNALED == 0 { post.unsignaled + 1 } else { 0 };
+                return Ok(slot);
+            }
+            if flags & SIGNALED == 0 {
+                queue.pop_unsignaled();
+            }
+            // Also where the verb took an old reservation: the credits in use are one fewer again.
+            self.send_cq.return_credits(1);
+            post.reserved |= reserved;
+            request.payload = take_back(queue, slot, owned);
+            refused("ibv_post_send", code)
+        };
+        drop(guard);
+        Err(PostError { kind, request })
+    }
+
+    /// Posts one receive; gives its slot.
+    #[inline]
+    pub(crate) fn post_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
+        let target = match &self.srq {
+            None => RecvTarget::Pair(self.ptr.as_ptr()),
+            Some(srq) => RecvTarget::Shared(srq.ptr.as_ptr()),
+        };
+        // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
+        unsafe { post_recv(&self.rq, target, request, owned) }
+    }
+}
+
+/// Takes the credits for one send; may decide that it is signalled after all. False: none left.
+///
+/// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
+/// run: so a run can always be ended, however full the completion queue is of others' work.
+#[inline]
+fn credit(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> bool {
+    if *flags & SIGNALED == 0 {
+        return credit_unsignaled(cq, post, depth, flags);
+    }
+    if post.reserved {
+        post.reserved = false;
+        return true;
+    }
+    cq.take_credits(1)
+}
+
+fn credit_unsignaled(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> bool {
+    if (post.unsignaled + 1) * 2 <= depth {
+        if cq.take_credits(if post.reserved { 1 } else { 2 }) {
+            post.reserved = true;
+            return true;
+        }
+    }
+    *flags |= SIGNALED;
+    credit(cq, post, depth, flags)
+}
+
+/// What a slot held, after its post failed.
+fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
+    let Some((_, mut held)) = queue.retract(slot, owned) else { return Payload::empty() };
+    let data = match held.len() {
+        0 => Data::None,
+        1 => held.pop().map_or(Data::None, Data::One),
+        _ => Data::Many(held.into_vec()),
+    };
+    Payload { data }
+}
+
+/// A verb's refusal: a full queue is back-pressure, whatever errno the provider has for it.
+#[cold]
+fn refused(verb: &'static str, code: i32) -> PostErrorKind {
+    match crate::error::from_return(code).raw_os_error().unwrap_or(0) {
+        libc::ENOMEM => PostErrorKind::QueueFull,
+        errno => PostErrorKind::Verb { verb, errno },
+    }
+}
+
+/// Posts one receive to a pair's own or a shared queue.
+///
+/// # Safety
+///
+/// `queue` is the library's side of `target`, which is live.
+#[inline]
+pub(crate) unsafe fn post_recv(
+    queue: &WorkQueue,
+    target: RecvTarget,
+    mut request: RecvRequest,
+    owned: bool,
+) -> Result<u32, PostError<RecvRequest>> {
+    let mut guard = queue.lock_post();
+    let post = &mut *guard;
+    let kind = 'refused: {
+        if !request.payload.is_writable() {
+            break 'refused PostErrorKind::NotWritable;
+        }
+        let count = match request.payload.describe(&mut post.sges) {
+            Ok((count, _)) => count,
+            Err(kind) => break 'refused kind,
+        };
+        let Some(slot) = queue.slots.acquire(&mut post.free) else { break 'refused PostErrorKind::QueueFull };
+        if let Kind::Recv(cq) = &queue.kind
+            && !cq.take_credits(1)
+        {
+            queue.slots.restore(&mut post.free, slot);
+            break 'refused PostErrorKind::QueueFull;
+        }
+        // SAFETY: this is the poster, the slot was acquired, and `describe` checked the length.
+        let held = unsafe { request.payload.hold(queue, slot) };
+        let payload = SlotPayload { id: request.id, seq: 0, held, opcode: Opcode::Recv, keep: None };
+        // SAFETY: the poster, before `publish`.
+        unsafe { queue.slots.fill(slot, payload) };
+        let generation = queue.slots.publish(slot, owned);
+        let mut wr = ibv_recv_wr {
+            wr_id: queue.wr_id(slot, generation),
+            next: std::ptr::null_mut(),
+            sg_list: post.sges.as_mut_ptr(),
+            num_sge: i32::try_from(count).unwrap_or(i32::MAX),
+        };
+        let mut bad = std::ptr::null_mut();
+        let (verb, code) = match target {
+            // SAFETY: live, by the caller; list and request are valid for the call; the memory they
+            // name is held by the slot until the completion (S-2).
+            RecvTarget::Pair(qp) => {
+                ("ibv_post_recv", unsafe { inline::ibv_post_recv(qp, &raw mut wr, &raw mut bad) })
+            }
+            RecvTarget::Shared(srq) => {
+                // SAFETY: as above.
+                ("ibv_post_srq_recv", unsafe { inline::ibv_post_srq_recv(srq, &raw mut wr, &raw mut bad) })
+            }
+        };
+        if code == 0 {
+            return Ok(slot);
+        }
+        if let Kind::Recv(cq) = &queue.kind {
+            cq.return_credits(1);
+        }
+        request.payload = take_back(queue, slot, owned);
+        refused(verb, code)
+    };
+    drop(guard);
+    Err(PostError { kind, request })
+}
