@@ -159,6 +159,9 @@ impl CqInner {
         let queue = self.context.queues.find(id);
         // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
         let done = match unsafe { queue.as_ref() } {
+            // A completion on a queue that the work queue does not complete on: a driver's mistake, and this
+            // poller does not hold the lock that guards those slots.
+            Some(queue) if !queue.completes_on(self) => false,
             Some(queue) => {
                 if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
                     queue.health.note(wc);

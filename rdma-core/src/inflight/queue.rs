@@ -160,6 +160,15 @@ impl WorkQueue {
         self.max_sge
     }
 
+    /// Whether completions of this queue may come on `cq`.
+    #[inline]
+    pub(crate) fn completes_on(&self, cq: &CqInner) -> bool {
+        match &self.kind {
+            Kind::Send(own) | Kind::Recv(own) => std::ptr::eq(&raw const **own, cq),
+            Kind::Shared => true,
+        }
+    }
+
     #[inline]
     pub(crate) fn wr_id(&self, slot: u32, generation: u32) -> u64 {
         WrId::new(self.base, slot, generation).0
