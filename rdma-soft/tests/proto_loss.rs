@@ -3,7 +3,7 @@
 mod sim;
 
 use rdma_soft::proto::PathMtu;
-use sim::{Cell, LinkConfig, Op, run};
+use sim::{Cell, Faults, LinkConfig, Op, cells, goodput_table, run};
 
 fn lossy(loss: f64) -> LinkConfig {
     LinkConfig { loss, ..LinkConfig::default() }
@@ -41,7 +41,42 @@ fn thirty_percent_loss_completes_or_fails_cleanly() {
                 let outcome = run(&cell).unwrap_or_else(|error| panic!("{cell:?}: {error}"));
                 complete += u32::from(outcome.completed == cell.count);
             }
+            assert!(complete >= 98, "{} at depth {depth}: {complete} of 100 seeds complete", op.name());
             println!("30 % loss, {} at depth {depth}: {complete} of 100 seeds complete", op.name());
         }
     }
+}
+
+/// A part of the matrix; the example `sim_matrix` runs all of it.
+#[test]
+fn matrix_keeps_every_promise() {
+    let mut cells_run = 0;
+    for (seed, loss) in [(1, 0), (2, 1), (3, 5), (4, 10), (5, 30)] {
+        for faults in [Faults::None, Faults::All] {
+            for op in Op::ALL {
+                for cell in cells(op, loss, faults, seed).into_iter().filter(|cell| cell.size <= 65536) {
+                    let outcome = run(&cell).unwrap_or_else(|error| panic!("{faults:?} {cell:?}: {error}"));
+                    assert!(
+                        outcome.completed == cell.count || loss >= 10,
+                        "{faults:?} {cell:?}: {outcome:?}"
+                    );
+                    cells_run += 1;
+                }
+            }
+        }
+    }
+    println!("{cells_run} cells");
+}
+
+/// The table is a function of the protocol and the seeds alone. To record it anew:
+/// `UPDATE_SNAPSHOTS=1 cargo test -p rdma-soft --test proto_loss`.
+#[test]
+fn goodput_is_as_recorded() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/goodput.txt");
+    let table = goodput_table(2);
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(path, &table).expect("writable");
+    }
+    let recorded = std::fs::read_to_string(path).expect("recorded");
+    assert_eq!(table, recorded, "goodput changed; if for the better, record it anew");
 }

@@ -16,6 +16,7 @@
 mod buffers;
 mod host;
 mod link;
+mod matrix;
 mod pair;
 mod rng;
 mod scenario;
@@ -23,6 +24,7 @@ mod scenario;
 pub use buffers::{compare_swap, fetch_add, pattern, read_from, with_buffers, write_to};
 pub use host::{Region, Rights, TestHost};
 pub use link::{Link, LinkConfig};
+pub use matrix::{DEPTHS, Faults, LOSSES, MTUS, SIZES, cells, goodput_table, operations};
 pub use pair::{Pair, PairConfig, Side, connect};
 pub use rng::Rng;
 pub use scenario::{Cell, Op, Outcome, run};
