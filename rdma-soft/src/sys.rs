@@ -41,3 +41,40 @@ pub(crate) fn block_signals() {
     // not asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut()) };
 }
+
+/// Whether `len` bytes from `address` on are mapped, and their ends readable, or writable if `write`. The
+/// errno says why not: hardware finds the same when it pins the pages.
+pub(crate) fn check_mapped(address: usize, len: usize, write: bool) -> Result<(), c_int> {
+    /// Pages looked at by one call.
+    const CHUNK: usize = 1 << 12;
+    if len == 0 {
+        return Ok(());
+    }
+    let page = rustix::param::page_size();
+    let first = address & !(page - 1);
+    let end = address.saturating_add(len);
+    let mut residency = [0u8; CHUNK];
+    let mut at = first;
+    while at < end {
+        let here = (end - at).min(CHUNK * page);
+        // SAFETY: the call only looks at page tables; the vector has a byte for each page asked for.
+        let rc = unsafe {
+            libc::mincore(std::ptr::without_provenance_mut(at), here, residency.as_mut_ptr().cast())
+        };
+        if rc != 0 {
+            return Err(libc::EFAULT);
+        }
+        at += here;
+    }
+    // The rights are those of a mapping, and a region rarely spans two: its ends tell.
+    let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    for place in [first, (end - 1) & !(page - 1)] {
+        // SAFETY: faults the page in as an access would; contents and mappings stay as they are.
+        let rc = unsafe { libc::madvise(std::ptr::without_provenance_mut(place), page, advice) };
+        // Kernels before 5.14 know no such advice; then an access finds out.
+        if rc != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+            return Err(libc::EFAULT);
+        }
+    }
+    Ok(())
+}

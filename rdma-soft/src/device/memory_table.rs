@@ -33,6 +33,8 @@ bitflags! {
 }
 
 impl Access {
+    /// With any of these the device writes to the memory.
+    pub(crate) const CHANGES: Access = Access::LOCAL_WRITE.union(Access::REMOTE_CHANGES);
     const REMOTE_CHANGES: Access = Access::REMOTE_WRITE.union(Access::REMOTE_ATOMIC);
 
     fn of(remote: RemoteAccess) -> Access {
@@ -164,13 +166,21 @@ impl MemoryTable {
         self.add(Object::Window(Window { pd, kind, bound: None }))
     }
 
-    /// Changes a region that no window is bound to; its key stays.
-    pub(crate) fn change_region(&self, key: u32, change: impl FnOnce(&mut Region)) -> Result<(), RemoveError> {
+    /// A region as it is.
+    pub(crate) fn region(&self, key: u32) -> Option<Region> {
+        match self.read().get(split(key).0)?.object {
+            Object::Region { region, .. } => Some(region),
+            Object::Window(_) => None,
+        }
+    }
+
+    /// Replaces a region that no window is bound to; its key stays.
+    pub(crate) fn change_region(&self, key: u32, new: Region) -> Result<(), RemoveError> {
         let mut table = self.write();
         match table.get_mut(split(key).0) {
             Some(Entry { object: Object::Region { windows: 1.., .. }, .. }) => Err(RemoveError::Bound),
             Some(Entry { object: Object::Region { region, .. }, .. }) => {
-                change(region);
+                *region = new;
                 Ok(())
             }
             _ => Err(RemoveError::Unknown),

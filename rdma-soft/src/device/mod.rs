@@ -244,6 +244,14 @@ impl Device {
         }
     }
 
+    /// What the wall clock showed at `time`, in nanoseconds since 1970.
+    pub(crate) fn wall_clock(&self, time: Time) -> u64 {
+        let age = self.now().saturating_since(time);
+        let then = std::time::SystemTime::now().checked_sub(age);
+        let since = then.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        since.and_then(|d| u64::try_from(d.as_nanos()).ok()).unwrap_or(0)
+    }
+
     /// Clock for timestamps, in nanoseconds.
     pub(crate) fn clock(&self) -> u64 {
         self.now().nanoseconds()

@@ -27,6 +27,8 @@ struct Slot {
 pub(crate) enum ReceiveError {
     Full,
     TooManySges,
+    /// The queue pair takes none: it has a shared receive queue, or is in RESET.
+    WrongState,
 }
 
 /// The receive that the message of the moment fills.

@@ -108,8 +108,11 @@ impl Device {
         sges: impl ExactSizeIterator<Item = Sge>,
     ) -> Result<(), ReceiveError> {
         let mut inner = qp.lock();
-        if inner.machine.state() != State::Err {
-            return inner.receive.ring.push(wr_id, sges);
+        match inner.machine.state() {
+            _ if qp.srq.is_some() => return Err(ReceiveError::WrongState),
+            State::Reset => return Err(ReceiveError::WrongState),
+            State::Err => {}
+            _ => return inner.receive.ring.push(wr_id, sges),
         }
         // Clause 10.3.1.6: what is posted to a failed queue pair is flushed.
         if sges.len() > inner.receive.ring.max_sge() {

@@ -1,0 +1,133 @@
+//! Protection domains, thread domains, parent domains.
+
+use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use verbs_sys::*;
+
+use super::context::{Counted, context_data};
+use super::object::{Object, null};
+use crate::device::{Handle, load};
+
+/// A protection domain as other objects hold it.
+pub(crate) struct Domain {
+    /// What memory, queue pairs and address handles are compared by.
+    pub(crate) id: u32,
+    users: AtomicUsize,
+}
+
+/// One use of a protection domain, which cannot be deallocated meanwhile.
+pub(crate) struct DomainUse(Arc<Domain>);
+
+impl DomainUse {
+    pub(crate) fn new(domain: &Arc<Domain>) -> Self {
+        domain.users.fetch_add(1, Ordering::AcqRel);
+        DomainUse(Arc::clone(domain))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id
+    }
+}
+
+impl Drop for DomainUse {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Our part of a protection domain.
+pub(crate) struct DomainData {
+    pub(crate) device: Arc<Handle>,
+    pub(crate) domain: Arc<Domain>,
+    /// The domain below a parent domain.
+    below: Option<DomainUse>,
+    _counted: Counted,
+}
+
+pub(crate) type Pd = Object<ibv_pd, DomainData>;
+type Td = Object<ibv_td, Counted>;
+
+/// # Safety
+///
+/// `pd` is a live protection domain of this device.
+pub(crate) unsafe fn domain<'a>(pd: *mut ibv_pd) -> &'a DomainData {
+    // SAFETY: the caller's promise.
+    unsafe { Pd::data(pd) }
+}
+
+pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    // SAFETY: the caller passes a live context.
+    let data = unsafe { context_data(context) };
+    let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    let pd = Pd::new(ibv_pd { context, handle: id }, DomainData {
+            device: Arc::clone(&data.device),
+            domain: Arc::new(Domain { id, users: AtomicUsize::new(0) }),
+            below: None,
+            _counted: Counted::new(data),
+        });
+    pd
+}
+
+pub(crate) unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
+    // SAFETY: the caller passes a live protection domain.
+    let data = unsafe { domain(pd) };
+    // Objects count on the domain that they compare with, so a parent domain is never busy itself.
+    if data.below.is_none() && load(&data.domain.users) > 0 {
+        return libc::EBUSY;
+    }
+    // SAFETY: as above, and the caller uses it no more.
+    drop(unsafe { Pd::free(pd) });
+    0
+}
+
+/// `man ibv_alloc_parent_domain`. Allocators are accepted and not used: the device allocates nothing that
+/// the program would want elsewhere.
+pub(crate) unsafe extern "C" fn alloc_parent_domain(
+    context: *mut ibv_context,
+    attr: *mut ibv_parent_domain_init_attr,
+) -> *mut ibv_pd {
+    // SAFETY: the caller passes a valid attribute structure.
+    let attr = unsafe { &*attr };
+    let known = ibv_parent_domain_init_attr_mask::IBV_PARENT_DOMAIN_INIT_ATTR_ALLOCATORS.0
+        | ibv_parent_domain_init_attr_mask::IBV_PARENT_DOMAIN_INIT_ATTR_PD_CONTEXT.0;
+    if attr.pd.is_null() {
+        return null(libc::EINVAL);
+    }
+    if attr.comp_mask & !known != 0 {
+        return null(libc::EOPNOTSUPP);
+    }
+    // SAFETY: the caller passes a live context.
+    let data = unsafe { context_data(context) };
+    // SAFETY: and a live protection domain in the attributes.
+    let below = unsafe { domain(attr.pd) };
+    let pd = Pd::new(ibv_pd { context, handle: below.domain.id }, DomainData {
+                device: Arc::clone(&data.device),
+                domain: Arc::clone(&below.domain),
+                below: Some(DomainUse::new(&below.domain)),
+                _counted: Counted::new(data),
+            });
+    pd
+}
+
+pub(crate) unsafe extern "C" fn alloc_td(
+    context: *mut ibv_context,
+    attr: *mut ibv_td_init_attr,
+) -> *mut ibv_td {
+    // SAFETY: the caller passes a valid attribute structure.
+    if unsafe { (*attr).comp_mask } != 0 {
+        return null(libc::EOPNOTSUPP);
+    }
+    // SAFETY: the caller passes a live context.
+    let data = unsafe { context_data(context) };
+    let td = Td::new(ibv_td { context }, Counted::new(data));
+    td
+}
+
+pub(crate) unsafe extern "C" fn dealloc_td(td: *mut ibv_td) -> c_int {
+    // SAFETY: the caller passes a live thread domain and uses it no more.
+    drop(unsafe { Td::free(td) });
+    0
+}
