@@ -1,0 +1,190 @@
+//! From a stream to a connection.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use rdma_core::{
+    ConnectOptions, Endpoint, EndpointOptions, Error, QueuePair, RemoteSlice,
+    qp::{state::Init, transport::ConnectedInit},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, ToSocketAddrs},
+    sync::Mutex,
+};
+
+use super::{Config, Connection, Peer, link::Link, receive::Receives, transport::Connected, watch::watch};
+use crate::{
+    domain::Domain, error::ConnectError, exchange::Exchange, pool::BufferPool, queue::CompletionQueue,
+};
+
+/// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
+#[derive(Debug, Serialize, Deserialize)]
+struct Hello {
+    transport: u8,
+    endpoint: Endpoint,
+    message_size: u64,
+    regions: Vec<RemoteSlice>,
+    private_data: Vec<u8>,
+}
+
+/// The second frame: this side is ready to receive, or why it is not.
+type Ready = Result<(), String>;
+
+/// Connects to a [`Listener`](super::Listener) at `address`.
+///
+/// # Errors
+///
+/// [`ConnectError`].
+///
+/// # Cancel safety
+///
+/// A dropped call leaves nothing behind but a peer whose exchange ends early.
+pub async fn connect<T: Connected>(
+    address: impl ToSocketAddrs,
+    domain: &Domain,
+    config: &Config<T>,
+) -> Result<Connection<T>, ConnectError> {
+    let stream = tokio::time::timeout(config.handshake_timeout, TcpStream::connect(address)).await;
+    let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let stream = stream.map_err(|source| ConnectError::Stream { verb: "connect", source })?;
+    over_tcp(stream, domain, config).await
+}
+
+/// Connects to a peer that does the same at the other end of `stream`, whatever that is (TLS, a Unix socket). The stream stays
+/// open as long as the connection.
+///
+/// # Errors
+///
+/// [`ConnectError`].
+///
+/// # Cancel safety
+///
+/// A dropped call drops the stream.
+pub async fn connect_over<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    domain: &Domain,
+    config: &Config<T>,
+) -> Result<Connection<T>, ConnectError> {
+    establish(stream, None, domain, config).await
+}
+
+pub(super) async fn over_tcp<T: Connected>(
+    stream: TcpStream,
+    domain: &Domain,
+    config: &Config<T>,
+) -> Result<Connection<T>, ConnectError> {
+    let peer = stream.peer_addr().ok();
+    prepare(&stream, config.keep_alive)
+        .map_err(|source| ConnectError::Stream { verb: "set options of", source })?;
+    establish(stream, peer, domain, config).await
+}
+
+/// No delays, and an end when the peer's machine is gone without a word.
+fn prepare(stream: &TcpStream, keep_alive: Option<Duration>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let Some(interval) = keep_alive else { return Ok(()) };
+    // The option counts in seconds.
+    let interval = interval.max(Duration::from_secs(1));
+    let options = socket2::TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3);
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_keepalive(&options)?;
+    socket.set_tcp_user_timeout(Some(4 * interval))
+}
+
+async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    address: Option<SocketAddr>,
+    domain: &Domain,
+    config: &Config<T>,
+) -> Result<Connection<T>, ConnectError> {
+    let mut exchange = Exchange::new(stream, config.handshake_timeout);
+    let failed = |source| ConnectError::Exchange { peer: address, source };
+    let refused = |reason| ConnectError::Refused { peer: address, reason };
+    let prepared = match Prepared::new(domain, config) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // The peer learns why; whether it does changes nothing here.
+            let _ = exchange.swap::<Result<Hello, _>, Result<Hello, String>>(&Err(reason(&error))).await;
+            return Err(error.into());
+        }
+    };
+    let hello = Hello {
+        transport: T::CODE,
+        endpoint: prepared.endpoint,
+        message_size: prepared.pool.buffer_size() as u64,
+        regions: config.regions.clone(),
+        private_data: config.private_data.clone(),
+    };
+    let theirs: Result<Hello, String> = exchange.swap(&Ok::<_, String>(hello)).await.map_err(failed)?;
+    let theirs = theirs.map_err(refused)?;
+    let connected = if theirs.transport == T::CODE {
+        prepared.connect(&theirs.endpoint).map_err(ConnectError::from)
+    } else {
+        let reason = format!("it is not configured for {}, as this side is", T::NAME.to_uppercase());
+        Err(ConnectError::Mismatch { peer: address, reason })
+    };
+    let ready: Ready = connected.as_ref().map(drop).map_err(|error| reason(error));
+    let answer = exchange.swap::<Ready, Ready>(&ready).await;
+    let link = Arc::new(connected?);
+    answer.map_err(failed)?.map_err(refused)?;
+    let watcher = tokio::spawn(watch(Arc::clone(&link), exchange.into_inner(), config.keep_alive));
+    let peer = Peer {
+        address,
+        message_size: usize::try_from(theirs.message_size).unwrap_or(usize::MAX),
+        regions: theirs.regions,
+        data: theirs.private_data,
+    };
+    Ok(Connection { link, domain: domain.clone(), peer, watcher: Mutex::new(Some(watcher)) })
+}
+
+/// An error for the peer, short enough for a frame.
+fn reason(error: &dyn std::error::Error) -> String {
+    error.to_string().chars().take(500).collect()
+}
+
+/// A queue pair with receives posted, about to be connected.
+struct Prepared<T: Connected> {
+    pair: QueuePair<T, Init>,
+    endpoint: Endpoint,
+    options: ConnectOptions,
+    queue: CompletionQueue,
+    pool: BufferPool,
+    receives: Receives,
+}
+
+impl<T: Connected> Prepared<T> {
+    fn new(domain: &Domain, config: &Config<T>) -> Result<Self, Error> {
+        let queue = match &config.queue {
+            Some(queue) => queue.clone(),
+            // One more, for the signalled send that ends a run of unsignalled ones.
+            None => {
+                domain.completion_queue(config.send_depth + config.receive_depth + 1, config.wait_mode)?
+            }
+        };
+        let receive_depth = config.receive_depth as usize;
+        let pool = domain.buffer_pool(receive_depth + config.spare_buffers, config.message_size)?;
+        let cq = &queue.shared.cq;
+        let pair = domain
+            .protection_domain()
+            .queue_pair::<T>(cq, cq)
+            .max_send(config.send_depth)
+            .max_recv(config.receive_depth)
+            .max_send_sge(config.max_sge)
+            .build()?;
+        let endpoint = pair.endpoint(&EndpointOptions { port: config.port, gid_index: config.gid_index })?;
+        let options =
+            ConnectOptions { port: config.port, gid_index: config.gid_index, ..ConnectOptions::default() };
+        let init =
+            ConnectedInit { port: options.port, pkey_index: options.pkey_index, access: options.access };
+        let pair = pair.init(&init)?;
+        // Before the peer can send: what finds no receive waits for a timer.
+        let receives = Receives::new(&pair, &pool)?;
+        Ok(Prepared { pair, endpoint, options, queue, pool, receives })
+    }
+
+    fn connect(self, remote: &Endpoint) -> Result<Link<T>, Error> {
+        let pair = T::connect(self.pair, &self.endpoint, remote, &self.options)?;
+        Ok(Link::new(pair, self.queue, self.pool, self.receives))
+    }
+}

@@ -1,0 +1,106 @@
+//! Accepting connections.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, ToSocketAddrs},
+    sync::{Mutex, Semaphore, mpsc},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{Config, Connection, establish::over_tcp, transport::Connected};
+use crate::{domain::Domain, error::ConnectError};
+
+/// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each.
+const MAX_HANDSHAKES: usize = 64;
+
+/// Takes connections on a TCP port.
+///
+/// Exchanges with several peers go on at the same time, so that a slow one holds up nobody else. Dropping the listener ends
+/// those that are not done; accepted connections live on.
+#[derive(Debug)]
+pub struct Listener<T: Connected> {
+    address: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<Result<Connection<T>, ConnectError>>>,
+    task: AbortHandle,
+}
+
+impl<T: Connected> Listener<T> {
+    /// Listens on `address`; every connection is made in `domain` as `config` says.
+    ///
+    /// # Errors
+    ///
+    /// What binding the port says.
+    pub async fn bind(
+        address: impl ToSocketAddrs,
+        domain: &Domain,
+        config: &Config<T>,
+    ) -> Result<Listener<T>, ConnectError> {
+        let failed = |source| ConnectError::Listen { source };
+        let tcp = TcpListener::bind(address).await.map_err(failed)?;
+        let address = tcp.local_addr().map_err(failed)?;
+        let (sender, accepted) = mpsc::channel(1);
+        let task = tokio::spawn(serve(tcp, domain.clone(), config.clone(), sender)).abort_handle();
+        Ok(Listener { address, accepted: Mutex::new(accepted), task })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    ///
+    /// The exchange with one peer failed, or one could not be accepted. The listener goes on: call again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call loses no connection.
+    pub async fn accept(&self) -> Result<Connection<T>, ConnectError> {
+        let closed = || ConnectError::Listen {
+            source: io::Error::other("the listener's task ended with its runtime"),
+        };
+        self.accepted.lock().await.recv().await.unwrap_or_else(|| Err(closed()))
+    }
+}
+
+impl<T: Connected> Drop for Listener<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve<T: Connected>(
+    tcp: TcpListener,
+    domain: Domain,
+    config: Config<T>,
+    accepted: mpsc::Sender<Result<Connection<T>, ConnectError>>,
+) {
+    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut handshakes = JoinSet::new();
+    // The semaphore is never closed.
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        while handshakes.try_join_next().is_some() {}
+        let stream = match tcp.accept().await {
+            Ok((stream, _)) => stream,
+            Err(source) => {
+                if accepted.send(Err(ConnectError::Listen { source })).await.is_err() {
+                    return;
+                }
+                // Out of file descriptors, most likely: let some go before the next attempt.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (domain, config, accepted) = (domain.clone(), config.clone(), accepted.clone());
+        handshakes.spawn(async move {
+            let result = over_tcp(stream, &domain, &config).await;
+            // Nobody accepts any more: the connection is dropped.
+            let _ = accepted.send(result).await;
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,79 @@
+//! The task that watches over a connection: it notices the peer's end, and cleans up after this side's.
+
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
+
+use rdma_core::{Payload, RemoteSlice, WorkRequest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::{link::Link, transport::Connected};
+use crate::error::{Ended, OperationError};
+
+/// Says on the stream that the connection is being closed on purpose.
+const GOODBYE: u8 = b'B';
+
+/// How long the end of a connection may take: the word to the peer, then the flush of what is in flight.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends the connection when the peer does, or the stream; ends itself when the connection has.
+pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
+    link: Arc<Link<T>>,
+    stream: S,
+    keep_alive: Option<Duration>,
+) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let reason = tokio::select! {
+        biased;
+        reason = link.ended() => reason,
+        reason = farewell(&mut reader) => reason,
+        never = probe_when_idle(&link, keep_alive) => match never {},
+    };
+    // What the peer sent before it left is received first.
+    while matches!(link.queue.shared.cq.dispatch(), Ok(1..)) {}
+    link.end(reason);
+    let _ = tokio::time::timeout(PATIENCE, async {
+        writer.write_all(&[GOODBYE]).await?;
+        writer.shutdown().await
+    })
+    .await;
+    drop((reader, writer));
+    link.settle(PATIENCE).await;
+}
+
+/// What the end of the peer's side of the stream says.
+async fn farewell(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
+    let mut byte = [0];
+    match reader.read(&mut byte).await {
+        Ok(0) => Ended::PeerLost { reason: "its end of the stream closed without a word".into() },
+        Ok(_) if byte == [GOODBYE] => Ended::ClosedByPeer,
+        Ok(_) => {
+            Ended::PeerLost { reason: format!("it sent {:#04x} where only a goodbye may come", byte[0]) }
+        }
+        Err(error) => Ended::PeerLost { reason: format!("the stream to it failed: {error}") },
+    }
+}
+
+/// Looks whether the peer still answers whenever nothing happened for `interval`.
+async fn probe_when_idle<T: Connected>(link: &Link<T>, interval: Option<Duration>) -> Infallible {
+    let (Some(interval), true) = (interval, T::RELIABLE) else { return pending().await };
+    loop {
+        let before = link.counters();
+        tokio::time::sleep(interval).await;
+        // What is in flight is being watched by the device's own timer.
+        if link.counters() == before && link.sends_in_flight() == 0 {
+            link.counters.keep_alives.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            // A failure ended the connection.
+            let _ = link.probe().await;
+        }
+    }
+}
+
+impl<T: Connected> Link<T> {
+    /// An RDMA write of no bytes: it changes nothing at the peer, its key is not looked at (IBTA vol. 1, 9.7.4.1.5), but on RC it is
+    /// acknowledged, and everything posted before it is done when it is.
+    pub(super) async fn probe(&self) -> Result<(), OperationError> {
+        let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
+        let operation =
+            self.post(WorkRequest::write(Payload::empty(), nowhere)).await.map_err(|(error, _)| error)?;
+        self.finish(operation).await.result().map(drop).map_err(|error| self.fail(error))
+    }
+}

@@ -1,0 +1,106 @@
+//! The task that takes the events of a completion channel.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use rdma_core::{CompletionChannel, Context, Error};
+use tokio::{io::unix::AsyncFd, task::AbortHandle};
+
+use crate::{
+    queue::{CompletionQueue, Shared},
+    trace,
+    wait::WaitMode,
+};
+
+/// A completion channel and the task that waits for it. The queues made on it hold it.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    context: Context,
+    channel: CompletionChannel,
+    queues: Arc<Queues>,
+    next: AtomicU64,
+    task: AbortHandle,
+}
+
+/// The queues by the number that their events carry.
+type Queues = Mutex<HashMap<u64, Weak<Shared>>>;
+
+impl Driver {
+    /// Makes a channel and the task that serves it, on the current runtime.
+    ///
+    /// # Errors
+    ///
+    /// What the verbs say, or the runtime to the channel's file descriptor.
+    pub(crate) fn spawn(context: &Context) -> Result<Arc<Driver>, Error> {
+        let channel = context.completion_channel()?;
+        let fd = AsyncFd::new(channel.clone()).map_err(|source| Error::Verb {
+            verb: "epoll_ctl",
+            source,
+            advice: String::new(),
+        })?;
+        let queues = Arc::new(Queues::default());
+        let task = tokio::spawn(serve(fd, Arc::clone(&queues))).abort_handle();
+        Ok(Arc::new(Driver { context: context.clone(), channel, queues, next: AtomicU64::new(0), task }))
+    }
+
+    /// A completion queue on the channel.
+    pub(crate) fn completion_queue(
+        self: &Arc<Self>,
+        depth: u32,
+        mode: WaitMode,
+    ) -> Result<CompletionQueue, Error> {
+        let key = self.next.fetch_add(1, Relaxed);
+        let cq = self.context.completion_queue(depth).channel(&self.channel).user(key).build()?;
+        let queue = CompletionQueue::new(cq, mode, Arc::clone(self));
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.insert(key, Arc::downgrade(&queue.shared));
+        Ok(queue)
+    }
+
+    /// Forgets a queue that is being dropped.
+    pub(crate) fn remove(&self, key: u64) {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Takes every event, then lets the queues dispatch. It ends when the driver is dropped.
+async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
+    loop {
+        let mut ready = match fd.readable().await {
+            Ok(ready) => ready,
+            Err(error) => return trace::channel_failed(&error),
+        };
+        loop {
+            match fd.get_ref().next_event() {
+                Ok(Some(cq)) => {
+                    let queue = queues
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .get(&cq.user())
+                        .and_then(Weak::upgrade);
+                    if let Some(queue) = queue {
+                        queue.on_event();
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    trace::channel_failed(&error);
+                    break;
+                }
+            }
+        }
+        ready.clear_ready();
+    }
+}

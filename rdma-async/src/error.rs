@@ -1,0 +1,127 @@
+//! Why an operation, or a connection, failed.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use rdma_core::{CompletionError, PostErrorKind};
+
+use crate::exchange::ExchangeError;
+
+/// Why an operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError {
+    /// The device completed it with an error; on a connection this ends the connection.
+    #[error(transparent)]
+    Completion(#[from] CompletionError),
+    /// The connection had ended, or ended while the operation was in flight.
+    #[error("the connection ended: {0}")]
+    Ended(#[from] Ended),
+    /// The message is longer than the peer's receive buffers. Nothing was sent, the connection goes on.
+    #[error("a message of {length} bytes does not fit into the peer's receive buffers of {limit} bytes")]
+    TooLong {
+        /// Bytes of the message.
+        length: usize,
+        /// Bytes of each of the peer's receive buffers.
+        limit: usize,
+    },
+    /// The work request was not accepted. The connection goes on.
+    #[error("the work request could not be posted: {0}")]
+    Post(#[from] PostErrorKind),
+    /// A verb failed. The connection goes on.
+    #[error(transparent)]
+    Verb(Arc<rdma_core::Error>),
+}
+
+/// Why a connection ended. The first reason counts.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Ended {
+    /// This side closed or aborted it.
+    #[error("closed by this side")]
+    Closed,
+    /// The peer closed or dropped it.
+    #[error("closed by the peer")]
+    ClosedByPeer,
+    /// The peer went away without a word: it died, or the network between the peers did.
+    #[error("lost the peer: {reason}")]
+    PeerLost {
+        /// How that showed.
+        reason: String,
+    },
+    /// An operation outlived its deadline.
+    #[error("an operation did not end within its deadline of {limit:?}")]
+    Deadline {
+        /// The time it had.
+        limit: Duration,
+    },
+    /// An operation failed, which fails a connection.
+    #[error("an operation failed: {0}")]
+    Failed(CompletionError),
+    /// The device reported that the queue pair failed.
+    #[error("the device reported: {event}")]
+    Event {
+        /// The asynchronous event.
+        event: String,
+    },
+    /// The completion queue cannot be read any more.
+    #[error("the completion queue failed: {reason}")]
+    Queue {
+        /// What the verb said.
+        reason: String,
+    },
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No stream to the peer, or none could be accepted.
+    #[error("cannot {verb} the stream to the peer: {source}")]
+    Stream {
+        /// What was tried.
+        verb: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The port cannot be listened on, or a stream not be accepted.
+    #[error("cannot listen: {source}")]
+    Listen {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The exchange with the peer failed.
+    #[error("exchange{}: {source}", with(.peer))]
+    Exchange {
+        /// The peer, where the stream has an address.
+        peer: Option<SocketAddr>,
+        /// How.
+        source: ExchangeError,
+    },
+    /// The peers do not fit together.
+    #[error("peer{}: {reason}", at(.peer))]
+    Mismatch {
+        /// The peer, where the stream has an address.
+        peer: Option<SocketAddr>,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The peer could not set up its side.
+    #[error("peer{} could not set up its side: {reason}", at(.peer))]
+    Refused {
+        /// The peer, where the stream has an address.
+        peer: Option<SocketAddr>,
+        /// What the peer said.
+        reason: String,
+    },
+    /// A verb failed on this side.
+    #[error(transparent)]
+    Verb(#[from] rdma_core::Error),
+}
+
+fn with(peer: &Option<SocketAddr>) -> String {
+    peer.map(|peer| format!(" with {peer}")).unwrap_or_default()
+}
+
+fn at(peer: &Option<SocketAddr>) -> String {
+    peer.map(|peer| format!(" {peer}")).unwrap_or_default()
+}

@@ -1,0 +1,172 @@
+//! Registered buffers of one size that come back by themselves.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use rdma_core::{Buffer, BufferHome, Error, IdleBuffer, Payload, ProtectionDomain, RegionRef};
+use tokio::sync::Notify;
+
+/// A pool of equal buffers in one registered region.
+///
+/// A buffer taken from the pool is an ordinary [`Buffer`]; dropping it, wherever that happens, brings it back: in the
+/// caller, in the library once the device is done with an operation whose future was dropped, or with the last clone
+/// of the [`Bytes`](bytes::Bytes) it became. Clones of the pool are the same pool. When the last clone is dropped the
+/// idle buffers go at once, those still out as they come back.
+#[derive(Clone, Debug)]
+pub struct BufferPool {
+    handle: Arc<Handle>,
+}
+
+/// Closes the pool when the last [`BufferPool`] is gone. Idle buffers keep their region alive and the region its home,
+/// so somebody has to break the circle.
+#[derive(Debug)]
+struct Handle {
+    home: Arc<Home>,
+    region: RegionRef,
+    buffer_size: usize,
+}
+
+#[derive(Debug)]
+struct Home {
+    idle: ArrayQueue<IdleBuffer>,
+    closed: AtomicBool,
+    waiting: AtomicUsize,
+    returned: Notify,
+}
+
+/// Buffers begin at multiples of this, so that two of them never share a cache line.
+const ALIGNMENT: usize = 64;
+
+impl BufferPool {
+    /// Registers memory for `count` buffers of at least `size` bytes: a multiple of 64.
+    ///
+    /// # Errors
+    ///
+    /// What the allocation or the registration says; `ENOMEM` of the latter names the limit on locked memory.
+    ///
+    /// # Panics
+    ///
+    /// If `count` is 0.
+    pub fn new(domain: &ProtectionDomain, count: usize, size: usize) -> Result<BufferPool, Error> {
+        assert!(count > 0, "a pool of no buffers");
+        let buffer_size = size.max(1).next_multiple_of(ALIGNMENT);
+        let home = Arc::new(Home {
+            idle: ArrayQueue::new(count),
+            closed: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            returned: Notify::new(),
+        });
+        let memory = domain.allocate(buffer_size.saturating_mul(count))?;
+        let home_of_buffers = Arc::clone(&home) as Arc<dyn BufferHome>;
+        // Handed out and dropped at once, each buffer finds its way home.
+        let mut buffers = memory.into_homed(buffer_size, home_of_buffers).map(IdleBuffer::into_buffer);
+        let Some(first) = buffers.next() else { unreachable!("a region of {count} buffers has a first one") };
+        let region = first.region();
+        drop(first);
+        buffers.for_each(drop);
+        Ok(BufferPool { handle: Arc::new(Handle { home, region, buffer_size }) })
+    }
+
+    /// A buffer if one is idle. It shows all of its [`buffer_size`](BufferPool::buffer_size) bytes, with what they
+    /// held before.
+    #[must_use]
+    #[inline]
+    pub fn try_acquire(&self) -> Option<Buffer> {
+        self.handle.home.idle.pop().map(IdleBuffer::into_buffer)
+    }
+
+    /// The next buffer that is idle: the back-pressure of everything that uses the pool.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped call leaves every buffer in the pool.
+    pub async fn acquire(&self) -> Buffer {
+        let home = &*self.handle.home;
+        loop {
+            if let Some(buffer) = self.try_acquire() {
+                return buffer;
+            }
+            let mut returned = pin!(home.returned.notified());
+            returned.as_mut().enable();
+            let _waiting = Waiting::new(&home.waiting);
+            // Again after both announcements: a buffer that came back before them notified nobody.
+            if let Some(buffer) = self.try_acquire() {
+                return buffer;
+            }
+            returned.await;
+        }
+    }
+
+    /// Bytes of each buffer.
+    #[must_use]
+    pub fn buffer_size(&self) -> usize {
+        self.handle.buffer_size
+    }
+
+    /// Number of buffers, idle and in use.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.handle.home.idle.capacity()
+    }
+
+    /// Number of idle buffers at this moment.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.handle.home.idle.len()
+    }
+
+    /// `bytes` as they are, if they lie in memory of this pool.
+    pub(crate) fn payload(&self, bytes: &Bytes) -> Option<Payload<'static>> {
+        Payload::bytes(bytes.clone(), &self.handle.region)
+    }
+}
+
+impl Home {
+    fn put(&self, buffer: IdleBuffer) {
+        // A full queue is impossible, there are as many places as buffers. A buffer too many would just be freed.
+        drop(self.idle.push(buffer));
+    }
+}
+
+impl BufferHome for Home {
+    fn take_back(&self, buffer: IdleBuffer) {
+        self.put(buffer);
+        if self.waiting.load(SeqCst) > 0 {
+            self.returned.notify_one();
+        }
+        // After the push: `close` sets the flag before it empties the queue, so one of the two sees the buffer.
+        if self.closed.load(SeqCst) {
+            while self.idle.pop().is_some() {}
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.home.closed.store(true, SeqCst);
+        while self.home.idle.pop().is_some() {}
+    }
+}
+
+/// Counts a waiter for as long as it waits, also when its future is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}

@@ -1,0 +1,294 @@
+//! A completion queue that futures wait on.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use rdma_core::{Error, Notify};
+
+use crate::{
+    counters::QueueCounters,
+    driver::Driver,
+    trace,
+    wait::{BUSY_TURN, WaitMode, WaitTimes},
+};
+
+/// A completion queue whose completions wake futures; any number of queue pairs can share one.
+///
+/// Clones are the same queue. Made by [`Domain::completion_queue`](crate::Domain::completion_queue).
+#[derive(Clone)]
+pub struct CompletionQueue {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) cq: rdma_core::CompletionQueue,
+    mode: WaitMode,
+    times: WaitTimes,
+    /// The next completion raises an event, or an event was raised that the driver has yet to take. See `sleep`.
+    armed: AtomicBool,
+    /// Futures that rely on an event.
+    sleepers: AtomicUsize,
+    statistics: Statistics,
+    /// Takes this queue's events; declared last so that it outlives the queue.
+    driver: Arc<Driver>,
+}
+
+#[derive(Default)]
+struct Statistics {
+    spins: AtomicU64,
+    sleeps: AtomicU64,
+    arms: AtomicU64,
+    events: AtomicU64,
+}
+
+impl CompletionQueue {
+    pub(crate) fn new(cq: rdma_core::CompletionQueue, mode: WaitMode, driver: Arc<Driver>) -> Self {
+        CompletionQueue {
+            shared: Arc::new(Shared {
+                cq,
+                mode,
+                times: WaitTimes::new(),
+                armed: AtomicBool::new(false),
+                sleepers: AtomicUsize::new(0),
+                statistics: Statistics::default(),
+                driver,
+            }),
+        }
+    }
+
+    /// How futures wait on this queue.
+    #[must_use]
+    pub fn wait_mode(&self) -> WaitMode {
+        self.shared.mode
+    }
+
+    /// What happened on this queue so far.
+    #[must_use]
+    pub fn counters(&self) -> QueueCounters {
+        let Statistics { spins, sleeps, arms, events } = &self.shared.statistics;
+        QueueCounters {
+            spins: spins.load(Relaxed),
+            sleeps: sleeps.load(Relaxed),
+            arms: arms.load(Relaxed),
+            events: events.load(Relaxed),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.driver.remove(self.cq.user());
+    }
+}
+
+impl Shared {
+    /// An event of this queue was taken. Dispatches what is there and arms the queue again if futures still sleep.
+    pub(crate) fn on_event(&self) {
+        self.statistics.events.fetch_add(1, Relaxed);
+        let result = if self.sleepers.load(SeqCst) > 0 {
+            self.arm_and_drain()
+        } else {
+            self.armed.store(false, SeqCst);
+            // A future that went to sleep before the store counts as a sleeper now; one that comes later arms.
+            self.drain().and_then(|()| match self.sleepers.load(SeqCst) {
+                0 => Ok(()),
+                _ if self.armed.swap(true, SeqCst) => Ok(()),
+                _ => self.arm_and_drain(),
+            })
+        };
+        if let Err(error) = result {
+            self.failed(&error);
+        }
+    }
+
+    /// Completions that came before the queue was armed raise no event: they are dispatched here.
+    fn arm_and_drain(&self) -> Result<(), Error> {
+        self.statistics.arms.fetch_add(1, Relaxed);
+        self.cq.arm(Notify::Any)?;
+        self.drain()
+    }
+
+    fn drain(&self) -> Result<(), Error> {
+        while self.cq.dispatch()? > 0 {}
+        Ok(())
+    }
+
+    fn failed(&self, error: &Error) {
+        // The futures that wait here meet the same error when they poll; a sleeping one does so when its connection's
+        // keep-alive polls.
+        self.armed.store(false, SeqCst);
+        trace::queue_failed(error);
+    }
+}
+
+/// One future's wait for a completion of a queue, over any number of polls.
+pub(crate) struct Waiter<'q> {
+    queue: &'q Shared,
+    /// When it first looked in vain.
+    since: Option<Instant>,
+    /// It counts among the queue's sleepers.
+    asleep: bool,
+}
+
+impl<'q> Waiter<'q> {
+    pub(crate) fn new(queue: &'q Shared) -> Self {
+        Waiter { queue, since: None, asleep: false }
+    }
+
+    /// Polls until `check` is ready or it is time to let other tasks run.
+    ///
+    /// `check` looks whether what the future waits for is there; with a context it registers the waker if not.
+    ///
+    /// # Errors
+    ///
+    /// A poll of the completion queue that failed: what the future waits for may never come.
+    #[inline]
+    pub(crate) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut check: impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Poll<Result<T, Error>> {
+        if let Poll::Ready(value) = check(None) {
+            self.found();
+            return Poll::Ready(Ok(value));
+        }
+        let dispatched = match self.queue.cq.dispatch() {
+            Ok(count) => count,
+            Err(error) => return Poll::Ready(Err(error.into())),
+        };
+        if dispatched > 0
+            && let Poll::Ready(value) = check(None)
+        {
+            self.found();
+            return Poll::Ready(Ok(value));
+        }
+        self.wait(cx, check)
+    }
+
+    fn wait<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut check: impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Poll<Result<T, Error>> {
+        self.wake_up();
+        match self.spin(&mut check) {
+            Ok(Spin::Found(value)) => {
+                self.found();
+                return Poll::Ready(Ok(value));
+            }
+            Ok(Spin::Yield) => {
+                yield_to_runtime(cx);
+                return Poll::Pending;
+            }
+            Ok(Spin::Sleep) => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        // Sleep. First the waker, then the announcement, then the flag: an event that the driver takes after it saw no
+        // sleeper leaves the flag cleared for us, and any other dispatches our completion, whose waker is in place.
+        if let Poll::Ready(value) = check(Some(cx)) {
+            self.found();
+            return Poll::Ready(Ok(value));
+        }
+        self.asleep = true;
+        self.queue.statistics.sleeps.fetch_add(1, Relaxed);
+        self.queue.sleepers.fetch_add(1, SeqCst);
+        if self.queue.armed.swap(true, SeqCst) {
+            return Poll::Pending;
+        }
+        if let Err(error) = self.queue.arm_and_drain() {
+            self.queue.armed.store(false, SeqCst);
+            return Poll::Ready(Err(error));
+        }
+        match check(None) {
+            Poll::Ready(value) => {
+                self.found();
+                Poll::Ready(Ok(value))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn spin<T>(
+        &mut self,
+        check: &mut impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Result<Spin<T>, Error> {
+        let queue = self.queue;
+        let (start, limit) = match queue.mode {
+            WaitMode::Event => return Ok(Spin::Sleep),
+            WaitMode::Busy => (Instant::now(), BUSY_TURN),
+            WaitMode::Adaptive => (*self.since.get_or_insert_with(Instant::now), queue.times.spin()),
+        };
+        let at_the_end = if queue.mode == WaitMode::Busy { Spin::Yield } else { Spin::Sleep };
+        let mut spins = 0;
+        let end = loop {
+            if start.elapsed() >= limit {
+                break at_the_end;
+            }
+            spins += 1;
+            std::hint::spin_loop();
+            let dispatched = queue.cq.dispatch()?;
+            // Also without a completion of this round: another thread may have dispatched ours.
+            if let Poll::Ready(value) = check(None) {
+                break Spin::Found(value);
+            }
+            // Other futures were woken, probably of this thread: they have something to do, this one has not.
+            if dispatched > 0 {
+                break Spin::Yield;
+            }
+        };
+        queue.statistics.spins.fetch_add(spins, Relaxed);
+        Ok(end)
+    }
+
+    /// What the future waited for is there.
+    #[inline]
+    fn found(&mut self) {
+        self.wake_up();
+        if let Some(since) = self.since.take() {
+            self.queue.times.learn(since.elapsed());
+        }
+    }
+
+    #[inline]
+    fn wake_up(&mut self) {
+        if std::mem::take(&mut self.asleep) {
+            self.queue.sleepers.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+enum Spin<T> {
+    Found(T),
+    Yield,
+    Sleep,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.wake_up();
+    }
+}
+
+/// Lets other tasks and the runtime's I/O run, then polls this one again.
+fn yield_to_runtime(cx: &mut Context<'_>) {
+    // The future is dropped at once: what counts is that its first poll put the waker behind all others.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
+}
+
+impl fmt::Debug for CompletionQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompletionQueue").field("mode", &self.shared.mode).finish_non_exhaustive()
+    }
+}
