@@ -73,6 +73,7 @@ fn echo(options: Options) {
     std::io::stdout().flush().unwrap();
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
+    end.to_init();
     for i in 0..16 {
         assert_eq!(end.post_recv(i, i as usize * 4096, 4096), 0);
     }

@@ -79,7 +79,7 @@ impl Device {
             self.deliver(qp, envelope, &packet, bytes.len(), now, wakes, touched);
         };
         match group {
-            None if !packet.bth.dest_qp == MULTICAST => {
+            None if packet.bth.dest_qp != MULTICAST => {
                 let qp = self.queue_pairs().get(packet.bth.dest_qp).cloned();
                 match qp {
                     Some(qp) => deliver(&qp, wakes, touched),
