@@ -104,6 +104,11 @@ impl Device {
             },
             Err(error) => notes.push(error.to_string()),
         }
+        #[cfg(feature = "soft")]
+        match Device::of(rdma_soft::verbs(), Provider::Soft) {
+            Ok(found) => devices.extend(found),
+            Err(error) => notes.push(format!("the built-in device cannot be listed: {error}")),
+        }
         (devices, notes)
     }
 
