@@ -3,8 +3,9 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use verbs_sys::{ibv_ah, ibv_ah_attr, ibv_global_route};
+use verbs_sys::{ibv_ah, ibv_ah_attr, ibv_global_route, ibv_pd};
 
+use crate::inflight::{Keep, Kept};
 use crate::pd::{PdInner, ProtectionDomain};
 use crate::port::Gid;
 use crate::{Error, leak};
@@ -134,8 +135,15 @@ impl Drop for AhInner {
 /// An address handle: where a UD message goes (`man ibv_create_ah`). Posted sends keep it alive.
 #[derive(Debug, Clone)]
 pub struct AddressHandle {
-    pub(crate) inner: Arc<AhInner>,
+    pub(crate) ptr: NonNull<ibv_ah>,
+    pub(crate) pd: NonNull<ibv_pd>,
+    pub(crate) keep: Keep,
 }
+
+// SAFETY: the pointers are used only while `keep` keeps their objects alive; verbs are thread-safe (S-6).
+unsafe impl Send for AddressHandle {}
+// SAFETY: as above.
+unsafe impl Sync for AddressHandle {}
 
 impl ProtectionDomain {
     /// Creates an address handle.
@@ -148,6 +156,7 @@ impl ProtectionDomain {
         // SAFETY: the domain is live (S-1), the attributes are complete.
         let ptr = unsafe { (self.inner.context.verbs.ibv_create_ah)(self.inner.ptr.as_ptr(), &raw mut raw) };
         let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_create_ah"))?;
-        Ok(AddressHandle { inner: Arc::new(AhInner { ptr, pd: Arc::clone(&self.inner) }) })
+        let kept = Kept::Address(AhInner { ptr, pd: Arc::clone(&self.inner) });
+        Ok(AddressHandle { ptr, pd: self.inner.ptr, keep: Keep(Arc::new(kept)) })
     }
 }

@@ -119,6 +119,6 @@ impl ProtectionDomain {
         let memory = memory.into().into_words().map_err(|e| Error::verb("aligning memory", e))?;
         let bits = PdInner::EXCLUSIVE | access.bits() | flags.bits();
         let inner = RegionInner::register(&self.inner, memory, bits, true).map_err(|(error, _)| error)?;
-        Ok(SharedRegion { inner: Arc::new(inner), access, windows: flags.contains(RegionFlags::WINDOWS) })
+        Ok(SharedRegion { inner: Arc::new(inner) })
     }
 }

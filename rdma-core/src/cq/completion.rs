@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 
 use verbs_sys::{ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status};
 
+use super::poll::{BATCH, Later};
 use super::status::{CompletionError, Status};
-use crate::inflight::{Health, Held};
+use crate::inflight::{Health, Held, SlotPayload, WorkQueue};
 use crate::mr::Buffer;
 
 /// What a work request asked for.
@@ -104,7 +105,7 @@ impl WorkCompletion {
     ) -> impl Iterator<Item = Buffer> + 'h {
         let mut left = self.received_len();
         held.filter_map(move |held| {
-            let offered = held.sge().len;
+            let offered = held.sge().length as usize;
             let n = left.map_or(offered, |left| left.min(offered));
             if let Some(left) = &mut left {
                 *left -= n;
@@ -217,11 +218,17 @@ impl Success<'_> {
 
 /// One entry of `Completions`.
 pub(crate) struct Item {
-    pub(crate) completion: WorkCompletion,
-    pub(crate) id: u64,
-    pub(crate) first: Option<Held>,
+    completion: WorkCompletion,
+    id: u64,
+    first: Option<Held>,
     /// Start and length of further entries in `Completions::rest`.
     pub(crate) rest: (u32, u32),
+}
+
+impl Item {
+    pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health, id: u64, first: Option<Held>) -> Item {
+        Item { completion: WorkCompletion::new(wc, opcode, health), id, first, rest: (0, 0) }
+    }
 }
 
 /// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
@@ -235,7 +242,47 @@ impl Completions {
     /// Empty storage, which grows to the largest lot of completions polled at once.
     #[must_use]
     pub fn new() -> Completions {
-        Completions { items: Vec::with_capacity(16), rest: Vec::new() }
+        Completions::default()
+    }
+
+    /// Makes room for what one call of the verb can give.
+    #[inline]
+    pub(crate) fn reserve(&mut self) {
+        self.items.reserve(BATCH);
+    }
+
+    /// Adds a completion and what its slot held.
+    ///
+    /// # Safety
+    ///
+    /// The payload is that of `slot`, which the caller claimed, and gives up.
+    #[inline(always)]
+    pub(crate) unsafe fn push(
+        &mut self,
+        queue: &WorkQueue,
+        slot: u32,
+        payload: *mut SlotPayload,
+        wc: &ibv_wc,
+        deferred: &mut Vec<Later>,
+    ) {
+        // SAFETY: the caller owns the payload, and reads it once.
+        let SlotPayload { first, id, keep, held, opcode, .. } = unsafe { payload.read() };
+        let first = if held > 0 {
+            // SAFETY: `held` says that it was written.
+            Some(unsafe { first.assume_init() })
+        } else {
+            None
+        };
+        let mut rest = (0, 0);
+        if held > 1 {
+            // SAFETY: the caller's promise.
+            rest = self.push_rest(unsafe { queue.take_more(slot, held) });
+        }
+        if let Some(keep) = keep {
+            deferred.push(Later::Release(keep));
+        }
+        let completion = WorkCompletion::new(*wc, opcode, &queue.health);
+        self.items.push(Item { completion, id, first, rest });
     }
 
     #[inline]

@@ -18,7 +18,7 @@ pub(crate) use channel::ChannelInner;
 pub use channel::CompletionChannel;
 pub use completion::{Completion, Completions, Opcode, Success, WorkCompletion};
 pub use poll::PollError;
-pub(crate) use poll::{BATCH, Deferred, Later, Parked, Sink};
+pub(crate) use poll::{BATCH, Later, Parked, Parking, Sink, run};
 pub use status::{CompletionError, Status};
 
 use crate::context::ContextInner;
@@ -51,6 +51,17 @@ pub(crate) struct CqState {
     /// indices that those completions name: free when the queue was polled empty.
     pub(crate) zombies: Vec<(u32, Option<Arc<QueueIndex>>)>,
     pub(crate) credit_waiters: Vec<Waker>,
+    /// Neither zombies nor waiters: one test for the common case.
+    pub(crate) is_quiet: bool,
+    /// What a poller puts off, kept for its storage; empty outside of a poll.
+    pub(crate) deferred: Vec<Later>,
+}
+
+impl CqState {
+    pub(crate) fn add_zombie(&mut self, credits: u32, index: Option<Arc<QueueIndex>>) {
+        self.zombies.push((credits, index));
+        self.is_quiet = false;
+    }
 }
 
 impl Default for CqState {
@@ -64,6 +75,8 @@ impl Default for CqState {
             parked: VecDeque::new(),
             zombies: Vec::new(),
             credit_waiters: Vec::new(),
+            is_quiet: true,
+            deferred: Vec::new(),
         }
     }
 }
@@ -74,6 +87,7 @@ unsafe impl Send for CqInner {}
 unsafe impl Sync for CqInner {}
 
 impl CqInner {
+    #[inline]
     pub(crate) fn lock_state(&self) -> MutexGuard<'_, CqState> {
         self.state.lock()
     }
@@ -104,6 +118,7 @@ impl CqInner {
         if !state.credit_waiters.iter().any(|w| w.will_wake(cx.waker())) {
             state.credit_waiters.push(cx.waker().clone());
         }
+        state.is_quiet = false;
         Poll::Pending
     }
 }

@@ -1,15 +1,15 @@
 //! The poller.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
-use smallvec::SmallVec;
 use verbs_sys::{ibv_wc, ibv_wc_status, inline};
 
 use super::completion::Item;
-use super::{Completions, CqInner, CqState, WorkCompletion};
-use crate::inflight::{Held, Keep, Payload, WorkQueue, WrId, flushed};
+use super::{Completions, CqInner, CqState};
+use crate::inflight::{Held, Keep, SlotPayload, WorkQueue, WrId};
 
 /// Completions read by one call of the verb.
 pub(crate) const BATCH: usize = 16;
@@ -25,37 +25,59 @@ pub struct PollError {
 }
 
 /// What is to be done after the lock is gone: wakers called and buffers dropped run code that is not ours.
-#[allow(clippy::large_enum_variant, reason = "lives on the stack for a moment")]
 pub(crate) enum Later {
     Wake(Waker),
     Drop(#[allow(dead_code, reason = "held for its Drop")] Held),
     Release(#[allow(dead_code, reason = "held for its Drop")] Keep),
 }
 
-/// A list of `Later`.
-#[derive(Default)]
-pub(crate) struct Deferred {
-    list: SmallVec<[Later; BATCH]>,
+/// Does what was put off, in order.
+pub(crate) fn run(list: impl IntoIterator<Item = Later>) {
+    for later in list {
+        if let Later::Wake(waker) = later {
+            waker.wake();
+        }
+    }
 }
 
-impl Deferred {
-    pub(crate) fn wake(&mut self, wakers: impl IntoIterator<Item = Waker>) {
-        self.list.extend(wakers.into_iter().map(Later::Wake));
-    }
+/// Where completions go while a batch is dispatched.
+pub(crate) trait Sink {
+    /// Takes a completion of `post_*`, and all that its slot holds; counts it.
+    ///
+    /// # Safety
+    ///
+    /// The payload is that of `slot`, which the caller claimed, and gives up.
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, payload: *mut SlotPayload, wc: &ibv_wc);
 
-    pub(crate) fn push(&mut self, later: Later) {
-        self.list.push(later);
+    /// Counts a completion that went elsewhere: a credit returns.
+    fn count(&mut self);
+
+    /// Puts something off until the lock is gone.
+    fn defer(&mut self, later: Later);
+}
+
+/// Lends completions to the caller of `poll`.
+struct Lending<'a> {
+    out: &'a mut Completions,
+    deferred: &'a mut Vec<Later>,
+    credits: u32,
+}
+
+impl Sink for Lending<'_> {
+    #[inline(always)]
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, payload: *mut SlotPayload, wc: &ibv_wc) {
+        self.credits += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.out.push(queue, slot, payload, wc, self.deferred) };
     }
 
     #[inline]
-    pub(crate) fn run(self) {
-        if !self.list.is_empty() {
-            for later in self.list {
-                if let Later::Wake(waker) = later {
-                    waker.wake();
-                }
-            }
-        }
+    fn count(&mut self) {
+        self.credits += 1;
+    }
+
+    fn defer(&mut self, later: Later) {
+        self.deferred.push(later);
     }
 }
 
@@ -65,112 +87,142 @@ pub(crate) struct Parked {
     rest: Vec<Held>,
 }
 
-/// Where completions go while a batch is dispatched.
-pub(crate) struct Sink<'a> {
-    out: Option<&'a mut Completions>,
+/// Keeps completions for another poller.
+pub(crate) struct Parking<'a> {
     parked: &'a mut VecDeque<Parked>,
-    pub(crate) deferred: &'a mut Deferred,
-    /// Credits to return.
-    pub(crate) credits: u32,
+    deferred: &'a mut Vec<Later>,
+    credits: u32,
 }
 
-impl<'a> Sink<'a> {
-    /// A sink that parks.
-    pub(crate) fn new(parked: &'a mut VecDeque<Parked>, deferred: &'a mut Deferred) -> Sink<'a> {
-        Sink { out: None, parked, deferred, credits: 0 }
+impl<'a> Parking<'a> {
+    pub(crate) fn new(parked: &'a mut VecDeque<Parked>, deferred: &'a mut Vec<Later>) -> Parking<'a> {
+        Parking { parked, deferred, credits: 0 }
     }
+}
 
-    /// Hands out a completion of `post_*`, with what its slot held.
-    #[inline]
-    pub(crate) fn deliver(&mut self, queue: &WorkQueue, slot: u32, payload: Payload, wc: &ibv_wc) {
+impl Sink for Parking<'_> {
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, _: *mut SlotPayload, wc: &ibv_wc) {
         self.credits += 1;
-        let Payload { id, held, opcode, keep, .. } = payload;
-        if let Some(keep) = keep {
+        // SAFETY: the caller's promise.
+        let taken = unsafe { queue.take(slot) };
+        if let Some(keep) = taken.keep {
             self.deferred.push(Later::Release(keep));
         }
-        // SAFETY: the caller claimed the slot; each entry is taken once, here and below.
-        let first = (held > 0).then(|| unsafe { queue.take_held(slot, 0) });
-        let completion = WorkCompletion::new(*wc, opcode, &queue.health);
-        let mut item = Item { completion, id, first, rest: (0, 0) };
-        // SAFETY: as above.
-        let rest = (1..u32::from(held)).map(|i| unsafe { queue.take_held(slot, i) });
-        match &mut self.out {
-            Some(out) => {
-                if held > 1 {
-                    item.rest = out.push_rest(rest);
-                }
-                out.items.push(item);
-            }
-            None => self.parked.push_back(Parked { item, rest: rest.collect() }),
-        }
+        let mut held = taken.held.into_iter();
+        let item = Item::new(*wc, taken.opcode, &queue.health, taken.id, held.next());
+        self.parked.push_back(Parked { item, rest: held.collect() });
+    }
+
+    fn count(&mut self) {
+        self.credits += 1;
+    }
+
+    fn defer(&mut self, later: Later) {
+        self.deferred.push(later);
     }
 }
 
 impl CqInner {
-    pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<usize, PollError> {
-        self.poll_with(Some(out))
-    }
-
-    pub(crate) fn dispatch(&self) -> Result<usize, PollError> {
-        self.poll_with(None)
-    }
-
+    /// Polls once and lends what came to `out`.
     #[inline]
-    fn poll_with(&self, mut out: Option<&mut Completions>) -> Result<usize, PollError> {
-        let mut deferred = Deferred::default();
-        let mut guard = self.state.lock();
+    pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<(), PollError> {
+        out.reserve();
+        let mut guard = self.lock_state();
+        let n = self.read(&mut guard)?;
         let state = &mut *guard;
-        // SAFETY: the queue is live (S-1), and there is room for BATCH completions.
-        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), BATCH as i32, state.wcs.as_mut_ptr()) };
-        let n = match usize::try_from(code) {
-            Ok(n) if n <= BATCH => n,
-            // A negative count is an error, and so is one that cannot be: nothing is a completion.
-            _ => return Err(PollError { code }),
-        };
-        if let Some(out) = &mut out
-            && !state.parked.is_empty()
-        {
+        if !state.parked.is_empty() {
             out.unpark(&mut state.parked);
         }
-        if n > 0 {
-            let CqState { parked, wcs, .. } = &mut *state;
-            let mut sink = Sink { out, parked, deferred: &mut deferred, credits: 0 };
-            // Entries that a provider counted and did not write hold old completions, which are strays.
-            for wc in &wcs[..n] {
-                self.dispatch_one(wc, &mut sink);
-            }
-            let credits = sink.credits;
-            self.return_credits(credits);
-            if !state.credit_waiters.is_empty() {
-                deferred.wake(state.credit_waiters.drain(..));
-            }
+        let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
+        for wc in &state.wcs[..n] {
+            self.dispatch_one(wc, &mut sink);
         }
-        if n < BATCH && !state.zombies.is_empty() {
-            self.bury(state, &mut deferred);
+        let credits = sink.credits;
+        if self.settle(state, n, credits) {
+            let list = std::mem::take(&mut state.deferred);
+            drop(guard);
+            self.run_deferred(list);
         }
-        drop(guard);
-        deferred.run();
+        Ok(())
+    }
+
+    /// Polls once; what was posted for pollers waits for one.
+    pub(crate) fn dispatch(&self) -> Result<usize, PollError> {
+        let mut guard = self.lock_state();
+        let n = self.read(&mut guard)?;
+        let state = &mut *guard;
+        let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
+        // Entries that a provider counted and did not write hold old completions, which are strays.
+        for wc in &state.wcs[..n] {
+            self.dispatch_one(wc, &mut sink);
+        }
+        let credits = sink.credits;
+        if self.settle(state, n, credits) {
+            let list = std::mem::take(&mut state.deferred);
+            drop(guard);
+            self.run_deferred(list);
+        }
         Ok(n)
     }
 
+    /// Calls the verb; gives the number of completions it wrote.
     #[inline]
-    fn dispatch_one(&self, wc: &ibv_wc, sink: &mut Sink<'_>) {
+    fn read(&self, state: &mut CqState) -> Result<usize, PollError> {
+        let room = BATCH as i32;
+        // SAFETY: the queue is live (S-1), and there is room for BATCH completions.
+        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), room, state.wcs.as_mut_ptr()) };
+        match usize::try_from(code) {
+            Ok(n) if n <= BATCH => Ok(n),
+            // A negative count is an error, and so is one that cannot be: nothing is a completion.
+            _ => Err(PollError { code }),
+        }
+    }
+
+    /// Returns credits and wakes who waits for them; true when something was put off.
+    #[inline]
+    fn settle(&self, state: &mut CqState, n: usize, credits: u32) -> bool {
+        if credits > 0 {
+            self.return_credits(credits);
+        }
+        if !state.is_quiet {
+            self.settle_slow(state, n);
+        }
+        !state.deferred.is_empty()
+    }
+
+    #[cold]
+    fn settle_slow(&self, state: &mut CqState, n: usize) {
+        if n < BATCH {
+            // The queue was polled empty: completions of dead queues are gone.
+            for (credits, index) in state.zombies.drain(..) {
+                self.return_credits(credits);
+                drop(index);
+            }
+        }
+        state.deferred.extend(state.credit_waiters.drain(..).map(Later::Wake));
+        state.is_quiet = state.zombies.is_empty();
+    }
+
+    /// Runs what was put off, and gives the list's storage back for the next time.
+    #[inline(never)]
+    fn run_deferred(&self, mut list: Vec<Later>) {
+        run(list.drain(..));
+        let mut state = self.lock_state();
+        if state.deferred.capacity() < list.capacity() && state.deferred.is_empty() {
+            state.deferred = list;
+        }
+    }
+
+    #[inline(always)]
+    fn dispatch_one(&self, wc: &ibv_wc, sink: &mut impl Sink) {
         let id = WrId(wc.wr_id);
         let queue = self.context.queues.find(id);
         // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
-        let done = match unsafe { queue.as_ref() } {
-            // A completion on a queue that the work queue does not complete on: a driver's mistake, and this
-            // poller does not hold the lock that guards those slots.
-            Some(queue) if !queue.completes_on(self) => false,
-            Some(queue) => {
-                if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
-                    queue.health.note(wc);
-                }
-                queue.complete(id, wc, true, sink)
-            }
-            None => false,
-        };
-        if !done {
+        let Some(queue) = (unsafe { queue.as_ref() }) else { return self.count_stray() };
+        if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+            queue.health.note(wc);
+        }
+        if !queue.complete(self, id, wc, sink) {
             self.count_stray();
         }
     }
@@ -180,30 +232,18 @@ impl CqInner {
         self.stray.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The queue was polled empty: completions of dead queues are gone.
-    #[cold]
-    fn bury(&self, state: &mut CqState, deferred: &mut Deferred) {
-        for (credits, index) in state.zombies.drain(..) {
-            self.return_credits(credits);
-            drop(index);
-        }
-        deferred.wake(state.credit_waiters.drain(..));
-    }
-
     /// Completes everything in flight on `queue` as flushed, because the verb that destroyed or reset
     /// it succeeded; its credits return when this queue was polled empty.
     pub(crate) fn reclaim(&self, queue: &WorkQueue, destroyed: bool) {
         let reserved = queue.end_run();
-        let mut deferred = Deferred::default();
-        {
-            let mut state = self.state.lock();
-            let state = &mut *state;
-            let mut sink = Sink::new(&mut state.parked, &mut deferred);
-            let count = queue.reclaim(&flushed(), &mut sink) + reserved;
-            let index = destroyed.then(|| std::sync::Arc::clone(queue.queue_index()));
-            state.zombies.push((count, index));
-        }
-        deferred.run();
+        let mut guard = self.lock_state();
+        let state = &mut *guard;
+        let count = queue.reclaim(&mut Parking::new(&mut state.parked, &mut state.deferred));
+        let index = destroyed.then(|| Arc::clone(queue.queue_index()));
+        state.add_zombie(count + reserved, index);
+        let list = std::mem::take(&mut state.deferred);
+        drop(guard);
+        self.run_deferred(list);
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use verbs_sys::ibv_sge;
 
 use crate::ah::AhInner;
-use crate::mr::{Buffer, RegionRef, Sge, SharedSlice};
+use crate::mr::{Buffer, RegionRef, SharedRegion, SharedSlice};
 use crate::mw::WindowInner;
 
 /// Memory of one entry of a scatter/gather list.
@@ -19,22 +20,30 @@ pub(crate) enum Held {
 
 impl Held {
     #[inline]
-    pub(crate) fn sge(&self) -> Sge {
+    pub(crate) fn sge(&self) -> ibv_sge {
         match self {
             Held::Buffer(buffer) => buffer.sge(),
             Held::Shared(slice) => slice.sge(),
             Held::Bytes(parts) => {
                 let (bytes, region) = &**parts;
-                Sge { addr: bytes.as_ptr().addr() as u64, len: bytes.len(), lkey: region.inner.lkey }
+                // `Payload::bytes` checked the length.
+                let length = u32::try_from(bytes.len()).unwrap_or(0);
+                ibv_sge { addr: bytes.as_ptr().addr() as u64, length, lkey: region.inner.lkey }
             }
         }
     }
 }
 
-/// What else must live until the completion.
+/// What else must live until the completion: one pointer, so that a slot is a cache line.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "held for its Drop")]
+pub(crate) struct Keep(pub(crate) Arc<Kept>);
+
+/// An object that work requests use.
 #[derive(Debug)]
 #[allow(dead_code, reason = "held for its Drop")]
-pub(crate) enum Keep {
-    Address(Arc<AhInner>),
-    Window(Arc<WindowInner>),
+pub(crate) enum Kept {
+    Address(AhInner),
+    /// A window being bound, and the region it is bound to.
+    Window(Arc<WindowInner>, SharedRegion),
 }

@@ -19,8 +19,8 @@ mod queue;
 mod slot;
 mod table;
 
-pub(crate) use held::{Held, Keep};
+pub(crate) use held::{Held, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
-pub(crate) use queue::{Health, Kind, Payload, PostState, flushed};
+pub(crate) use queue::{Health, Kind, PostState, SlotPayload};
 pub(crate) use table::{MAX_DEPTH, QueueIndex, QueueTable, WrId};

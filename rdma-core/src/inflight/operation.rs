@@ -133,17 +133,12 @@ impl<Q: Deref<Target = WorkQueue>> Operation<Q> {
         // SAFETY: owner of a completed slot.
         let wc = unsafe { slots.take_result(self.slot) };
         // SAFETY: as above.
-        let payload = unsafe { slots.take_payload(self.slot) };
-        let held = (0..u32::from(payload.held))
-            // SAFETY: as above; each entry once.
-            .map(|i| unsafe { self.queue.take_held(self.slot, i) })
-            .collect();
-        let completion = WorkCompletion::new(wc, payload.opcode, &self.queue.health);
+        let taken = unsafe { self.queue.take(self.slot) };
         // SAFETY: owner, and emptied.
-        if unsafe { slots.release(self.slot) } {
-            self.queue.wake_waiters();
-        }
-        Finished { completion, held }
+        unsafe { slots.release(self.slot) };
+        self.queue.wake_after_release();
+        let completion = WorkCompletion::new(wc, taken.opcode, &self.queue.health);
+        Finished { completion, held: taken.held }
     }
 }
 

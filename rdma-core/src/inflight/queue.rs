@@ -1,8 +1,9 @@
 //! A work queue as the library keeps it: what is posted, what it keeps alive, who waits.
 
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -10,26 +11,41 @@ use smallvec::SmallVec;
 use verbs_sys::{ibv_sge, ibv_wc, ibv_wc_status};
 
 use super::held::{Held, Keep};
-use super::slot::{Claim, FreeList, SlotTable};
+use super::slot::{Claim, SlotTable};
 use super::table::{QueueIndex, WrId};
-use crate::cq::{CqInner, Deferred, Later, Opcode, Sink};
+use crate::cq::{CqInner, Later, Opcode, Parked, Sink};
 use crate::sync::UnsafeCell;
 
-/// What a slot keeps besides its buffers.
-pub(crate) struct Payload {
+/// What a slot keeps.
+pub(crate) struct SlotPayload {
+    /// The first entry of the scatter/gather list, if `held` is not 0; further ones are in
+    /// `WorkQueue::more`.
+    pub(crate) first: MaybeUninit<Held>,
     /// The caller's number.
     pub(crate) id: u64,
+    pub(crate) keep: Option<Keep>,
     /// Position in the queue's order of posting.
     pub(crate) seq: u32,
     /// Entries of the scatter/gather list that the slot owns.
     pub(crate) held: u16,
     pub(crate) opcode: Opcode,
+}
+
+/// With the state word beside it, a payload fills a cache line.
+const _: () = assert!(size_of::<SlotPayload>() <= 56);
+
+/// What a slot held, taken out.
+pub(crate) struct Taken {
+    pub(crate) id: u64,
+    pub(crate) opcode: Opcode,
+    pub(crate) held: SmallVec<[Held; 1]>,
     pub(crate) keep: Option<Keep>,
 }
 
 /// What only the poster touches.
 pub(crate) struct PostState {
-    pub(crate) free: FreeList,
+    /// Where the next slot is looked for.
+    pub(crate) cursor: u32,
     /// The next work request's position.
     pub(crate) seq: u32,
     /// Unsignalled sends since the last signalled one.
@@ -81,10 +97,21 @@ pub(crate) enum Kind {
     Shared,
 }
 
+/// In `WorkQueue::special`: someone waits for a slot.
+const WANTED: u32 = 1;
+/// In `WorkQueue::special`: one unsignalled send in flight.
+const UNSIGNALED: u32 = 2;
+
 /// A send, receive or shared receive queue: its slots and what they hold.
 pub struct WorkQueue {
-    pub(crate) slots: SlotTable<Payload, ibv_wc>,
-    held: Box<[UnsafeCell<MaybeUninit<Held>>]>,
+    pub(crate) slots: SlotTable<SlotPayload, ibv_wc>,
+    /// The completion queue, as an address to compare; null for a shared queue.
+    owner: *const CqInner,
+    /// What a completion has to see to besides its slot: 0 in the common case. `WANTED`, and the number of
+    /// unsignalled sends in flight times `UNSIGNALED`.
+    special: AtomicU32,
+    /// Entries after the first of longer scatter/gather lists, `max_sge - 1` for each slot.
+    more: Box<[UnsafeCell<MaybeUninit<Held>>]>,
     max_sge: u32,
     index: Arc<QueueIndex>,
     base: u64,
@@ -93,13 +120,13 @@ pub struct WorkQueue {
     /// Unsignalled sends in the order of posting: written by the poster at `tail`, read by the
     /// poller at `head`. An entry is slot and generation, and 20 bits of the position.
     ring: Box<[AtomicU64]>,
-    ring_tail: AtomicU64,
-    ring_head: AtomicU64,
+    ring_tail: AtomicU32,
+    ring_head: AtomicU32,
     pub(crate) health: Arc<Health>,
     waiters: Mutex<Vec<Waker>>,
 }
 
-// SAFETY: `held` cells follow the state of their slot (S-3); all else is Send and Sync.
+// SAFETY: `more` follows the state of its slot (S-3); `owner` is only compared; all else is Send and Sync.
 unsafe impl Send for WorkQueue {}
 // SAFETY: as above.
 unsafe impl Sync for WorkQueue {}
@@ -116,25 +143,31 @@ impl WorkQueue {
         health: Arc<Health>,
     ) -> Arc<WorkQueue> {
         let max_sge = max_sge.max(1);
-        let cells = depth as usize * max_sge as usize;
+        let cells = depth as usize * (max_sge as usize - 1);
         let ring = if matches!(kind, Kind::Send(_)) { depth.next_power_of_two() as usize } else { 0 };
+        let owner = match &kind {
+            Kind::Send(cq) | Kind::Recv(cq) => Arc::as_ptr(cq),
+            Kind::Shared => std::ptr::null(),
+        };
         Arc::new(WorkQueue {
             slots: SlotTable::new(depth),
-            held: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
+            owner,
+            special: AtomicU32::new(0),
+            more: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
             max_sge,
             base: WrId::base(index.index),
             index,
             kind,
             post: Mutex::new(PostState {
-                free: FreeList::new(),
+                cursor: 0,
                 seq: 0,
                 unsignaled: 0,
                 reserved: false,
                 sges: vec![ibv_sge::default(); max_sge as usize],
             }),
             ring: (0..ring).map(|_| AtomicU64::new(0)).collect(),
-            ring_tail: AtomicU64::new(0),
-            ring_head: AtomicU64::new(0),
+            ring_tail: AtomicU32::new(0),
+            ring_head: AtomicU32::new(0),
             health,
             waiters: Mutex::default(),
         })
@@ -160,15 +193,6 @@ impl WorkQueue {
         self.max_sge
     }
 
-    /// Whether completions of this queue may come on `cq`.
-    #[inline]
-    pub(crate) fn completes_on(&self, cq: &CqInner) -> bool {
-        match &self.kind {
-            Kind::Send(own) | Kind::Recv(own) => std::ptr::eq(&raw const **own, cq),
-            Kind::Shared => true,
-        }
-    }
-
     #[inline]
     pub(crate) fn wr_id(&self, slot: u32, generation: u32) -> u64 {
         WrId::new(self.base, slot, generation).0
@@ -179,158 +203,230 @@ impl WorkQueue {
         self.post.lock()
     }
 
+    /// Whether completions come in the order of posting.
     #[inline]
-    fn cell(&self, slot: u32, i: u32) -> &UnsafeCell<MaybeUninit<Held>> {
-        &self.held[slot as usize * self.max_sge as usize + i as usize]
+    fn is_fifo(&self) -> bool {
+        !self.owner.is_null()
     }
 
-    /// Keeps entry `i` of a slot's list.
+    /// A free slot.
+    #[inline]
+    pub(crate) fn acquire(&self, post: &mut PostState) -> Option<u32> {
+        self.slots.acquire(&mut post.cursor, self.is_fifo())
+    }
+
+    #[inline]
+    fn cell(&self, slot: u32, i: u32) -> &UnsafeCell<MaybeUninit<Held>> {
+        &self.more[slot as usize * (self.max_sge as usize - 1) + i as usize - 1]
+    }
+
+    /// Keeps entry `i`, 1 or more, of a slot's list.
     ///
     /// # Safety
     ///
-    /// The caller is the poster, acquired the slot and has not published it; `i < max_sge`.
-    #[inline]
-    pub(crate) unsafe fn hold(&self, slot: u32, i: u32, held: Held) {
+    /// The caller is the poster, acquired the slot and has not published it; `0 < i < max_sge`.
+    pub(crate) unsafe fn hold_more(&self, slot: u32, i: u32, held: Held) {
         self.cell(slot, i).with_mut(|cell| {
             // SAFETY: the caller owns the slot and with it the cell (S-3).
             unsafe { (*cell).write(held) };
         });
     }
 
-    /// Takes entry `i` of a slot's list.
+    /// Takes the entries after the first.
     ///
     /// # Safety
     ///
-    /// The caller owns the slot's payload, and takes each of its `held` entries once.
-    #[inline]
-    pub(crate) unsafe fn take_held(&self, slot: u32, i: u32) -> Held {
-        self.cell(slot, i).with_mut(|cell| {
-            // SAFETY: written before the slot was published, taken once (S-3).
-            unsafe { (*cell).assume_init_read() }
+    /// The caller owns the slot's payload, which has `held` entries, and takes them once.
+    pub(crate) unsafe fn take_more(&self, slot: u32, held: u16) -> impl Iterator<Item = Held> {
+        (1..u32::from(held)).map(move |i| {
+            self.cell(slot, i).with_mut(|cell| {
+                // SAFETY: written before the slot was published, taken once (S-3).
+                unsafe { (*cell).assume_init_read() }
+            })
         })
     }
 
-    /// Notes that the send in `slot` is unsignalled.
+    /// Takes all that a slot holds.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the slot's payload, and gives it up.
+    pub(crate) unsafe fn take(&self, slot: u32) -> Taken {
+        // SAFETY: the caller owns it.
+        let payload = unsafe { self.slots.payload(slot) };
+        // SAFETY: filled before the slot was published.
+        let payload = unsafe { payload.read() };
+        let mut held = SmallVec::new();
+        if payload.held > 0 {
+            // SAFETY: `held` says that it was written.
+            held.push(unsafe { payload.first.assume_init() });
+        }
+        // SAFETY: the caller's promise.
+        held.extend(unsafe { self.take_more(slot, payload.held) });
+        Taken { id: payload.id, opcode: payload.opcode, held, keep: payload.keep }
+    }
+
+    /// Notes that the send in `slot` is unsignalled. The caller is the poster.
     pub(crate) fn push_unsignaled(&self, slot: u32, generation: u32, seq: u32) {
         let tail = self.ring_tail.load(Ordering::Relaxed);
         let entry = WrId::new(0, slot, generation).0 | u64::from(seq) << 44;
-        let mask = self.ring.len() - 1;
-        self.ring[usize::try_from(tail).unwrap_or(0) & mask].store(entry, Ordering::Relaxed);
+        self.ring[tail as usize & (self.ring.len() - 1)].store(entry, Ordering::Relaxed);
+        self.special.fetch_add(UNSIGNALED, Ordering::Relaxed);
         // Release: the entry is written before the poller sees it counted.
-        self.ring_tail.store(tail + 1, Ordering::Release);
+        self.ring_tail.store(tail.wrapping_add(1), Ordering::Release);
     }
 
     /// Takes the last `push_unsignaled` back: its post failed.
     pub(crate) fn pop_unsignaled(&self) {
         let tail = self.ring_tail.load(Ordering::Relaxed);
-        self.ring_tail.store(tail - 1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(crate) fn has_unsignaled(&self) -> bool {
-        self.ring_head.load(Ordering::Relaxed) != self.ring_tail.load(Ordering::Acquire)
+        self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
+        self.ring_tail.store(tail.wrapping_sub(1), Ordering::Relaxed);
     }
 
     /// Completes the unsignalled sends posted before position `seq`: a completion of that position came,
     /// and a send queue completes in order (IBTA vol. 1, 10.8.3.3). The caller holds the lock of the
     /// send queue's completion queue.
-    #[cold]
-    pub(crate) fn retire(&self, seq: u32, sink: &mut Sink<'_>) {
+    fn retire(&self, seq: u32, sink: &mut impl Sink) {
         let tail = self.ring_tail.load(Ordering::Acquire);
         let mut head = self.ring_head.load(Ordering::Relaxed);
         while head != tail {
-            let entry =
-                self.ring[usize::try_from(head).unwrap_or(0) & (self.ring.len() - 1)].load(Ordering::Relaxed);
+            let entry = self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed);
             let ahead = (u64::from(seq) << 44).wrapping_sub(entry & !RING_ID) >> 44;
             // Positions are compared modulo 2^20; queues are at most 2^18 deep.
             if ahead == 0 || ahead >= 1 << 19 {
                 break;
             }
-            head += 1;
+            head = head.wrapping_add(1);
+            self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
             let id = WrId(entry & RING_ID);
             // Stray: it came by itself meanwhile, with an error.
-            self.complete(id, &CQE_OF_UNSIGNALED, false, sink);
+            let claim = self.slots.claim(id.slot(), id.generation(), true);
+            self.complete_claimed(id.slot(), claim, &SUCCESS, sink);
         }
         self.ring_head.store(head, Ordering::Relaxed);
     }
 
     /// Dispatches one completion to its slot; false when there is none in flight. The caller holds
-    /// the lock of a completion queue that the slot can complete on.
+    /// the lock of `cq`.
     #[inline]
-    pub(crate) fn complete(&self, id: WrId, wc: &ibv_wc, device: bool, sink: &mut Sink<'_>) -> bool {
-        let slot = id.slot();
-        let exclusive = !matches!(self.kind, Kind::Shared);
-        match self.slots.claim(slot, id.generation(), exclusive) {
-            Claim::Polled => {
-                // SAFETY: claimed.
-                let payload = unsafe { self.slots.take_payload(slot) };
-                if self.has_unsignaled() && device {
-                    self.retire(payload.seq, sink);
-                }
-                sink.deliver(self, slot, payload, wc);
-                // SAFETY: claimed, and `deliver` took the payload's entries.
-                let wanted = unsafe { self.slots.release(slot) };
-                if wanted {
-                    self.take_waiters(sink.deferred);
-                }
-                true
-            }
-            Claim::Stray => false,
-            claim => {
-                self.complete_owned(slot, claim, wc, device, sink);
-                true
-            }
+    pub(crate) fn complete(&self, cq: *const CqInner, id: WrId, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
+        // Completions of a queue with one completion queue come under that one's lock, or are strays.
+        let exclusive = std::ptr::eq(self.owner, cq);
+        if !exclusive && !self.owner.is_null() {
+            return false;
         }
+        let slot = id.slot();
+        let claim = self.slots.claim(slot, id.generation(), exclusive);
+        if claim == Claim::Polled && self.special.load(Ordering::Relaxed) == 0 && exclusive {
+            // SAFETY: claimed; the sink takes what the payload holds.
+            unsafe { self.deliver(slot, wc, sink) };
+            // SAFETY: claimed, and emptied.
+            unsafe { self.slots.release(slot) };
+            return true;
+        }
+        self.complete_special(slot, claim, wc, sink)
     }
 
-    /// The part of `complete` for slots that an `Operation` owns or owned.
-    fn complete_owned(&self, slot: u32, claim: Claim, wc: &ibv_wc, device: bool, sink: &mut Sink<'_>) {
-        if device && self.has_unsignaled() {
+    #[cold]
+    #[inline(never)]
+    fn complete_special(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
+        if claim == Claim::Stray {
+            return false;
+        }
+        if self.special.load(Ordering::Relaxed) >= UNSIGNALED {
             // SAFETY: claimed.
-            let seq = unsafe { self.slots.with_payload(slot, |payload| payload.seq) };
+            let payload = unsafe { self.slots.payload(slot) };
+            // SAFETY: filled before it was published.
+            let seq = unsafe { (*payload).seq };
             self.retire(seq, sink);
         }
-        sink.credits += 1;
-        if let Claim::Owned { waiting } = claim {
-            // SAFETY: claimed with this answer, finished once.
-            match unsafe { self.slots.finish(slot, waiting, *wc) } {
-                Ok(waker) => {
-                    sink.deferred.wake(waker);
-                    return;
+        self.complete_claimed(slot, claim, wc, sink);
+        true
+    }
+
+    /// Completes a claimed slot, of whatever kind.
+    fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) {
+        match claim {
+            Claim::Stray => return,
+            Claim::Polled => {
+                // SAFETY: claimed; the sink takes what the payload holds.
+                unsafe { self.deliver(slot, wc, sink) };
+                // SAFETY: claimed, and emptied.
+                unsafe { self.slots.release(slot) };
+            }
+            Claim::Owned { waiting } => {
+                sink.count();
+                // SAFETY: claimed with this answer, finished once.
+                match unsafe { self.slots.finish(slot, waiting, *wc) } {
+                    Ok(None) => {}
+                    Ok(Some(waker)) => sink.defer(Later::Wake(waker)),
+                    Err(_abandoned) => self.discard(slot, sink),
                 }
-                Err(_abandoned) => {}
+                return;
+            }
+            Claim::Ignored => {
+                sink.count();
+                self.discard(slot, sink);
             }
         }
-        self.discard(slot, sink.deferred);
+        self.after_release(sink);
     }
 
     /// Frees a claimed slot nobody waits for; what it held is dropped later, outside of locks.
-    fn discard(&self, slot: u32, deferred: &mut Deferred) {
+    fn discard(&self, slot: u32, sink: &mut impl Sink) {
         // SAFETY: claimed by the caller, who gives it up.
-        let payload = unsafe { self.slots.take_payload(slot) };
-        for i in 0..u32::from(payload.held) {
-            // SAFETY: the payload says how many there are, each is taken once.
-            deferred.push(Later::Drop(unsafe { self.take_held(slot, i) }));
+        let taken = unsafe { self.take(slot) };
+        for held in taken.held {
+            sink.defer(Later::Drop(held));
         }
-        if let Some(keep) = payload.keep {
-            deferred.push(Later::Release(keep));
+        if let Some(keep) = taken.keep {
+            sink.defer(Later::Release(keep));
         }
         // SAFETY: claimed, and emptied.
-        if unsafe { self.slots.release(slot) } {
-            self.take_waiters(deferred);
+        unsafe { self.slots.release(slot) };
+        self.after_release(sink);
+    }
+
+    /// Hands a claimed slot's content to the sink.
+    ///
+    /// # Safety
+    ///
+    /// The caller claimed the slot and gives its payload up.
+    #[inline]
+    unsafe fn deliver(&self, slot: u32, wc: &ibv_wc, sink: &mut impl Sink) {
+        // SAFETY: the caller's promise.
+        let payload = unsafe { self.slots.payload(slot) };
+        // SAFETY: as above.
+        unsafe { sink.deliver(self, slot, payload, wc) };
+    }
+
+    /// Wakes who waits for a slot, after one was released.
+    fn after_release(&self, sink: &mut impl Sink) {
+        // Orders the release before the look at WANTED; its counterpart is in `poll_ready`.
+        fence(Ordering::SeqCst);
+        if self.special.load(Ordering::Relaxed) & WANTED != 0 {
+            for waker in self.take_waiters() {
+                sink.defer(Later::Wake(waker));
+            }
+        }
+    }
+
+    /// As `after_release`, for the owner of an operation, outside of locks.
+    #[inline]
+    pub(crate) fn wake_after_release(&self) {
+        fence(Ordering::SeqCst);
+        if self.special.load(Ordering::Relaxed) & WANTED != 0 {
+            for waker in self.take_waiters() {
+                waker.wake();
+            }
         }
     }
 
     #[cold]
-    pub(crate) fn wake_waiters(&self) {
-        let mut deferred = Deferred::default();
-        self.take_waiters(&mut deferred);
-        deferred.run();
-    }
-
-    #[cold]
-    fn take_waiters(&self, deferred: &mut Deferred) {
-        deferred.wake(self.waiters.lock().drain(..));
+    fn take_waiters(&self) -> Vec<Waker> {
+        let mut waiters = self.waiters.lock();
+        self.special.fetch_and(!WANTED, Ordering::Relaxed);
+        std::mem::take(&mut waiters)
     }
 
     /// Ends a run of unsignalled sends; gives the credits that were set aside for it.
@@ -342,41 +438,33 @@ impl WorkQueue {
 
     /// Completes everything in flight as flushed: the verb that destroyed or reset the queue
     /// succeeded. Gives the number of slots. The caller holds the lock of the queue's completion queue.
-    pub(crate) fn reclaim(&self, wc: &ibv_wc, sink: &mut Sink<'_>) -> u32 {
+    pub(crate) fn reclaim(&self, sink: &mut impl Sink) -> u32 {
+        let wc = flushed();
         let mut count = 0;
         for slot in 0..self.slots.depth() {
-            match self.slots.claim_any(slot) {
-                Claim::Stray => continue,
-                Claim::Polled => {
-                    // SAFETY: claimed.
-                    let payload = unsafe { self.slots.take_payload(slot) };
-                    sink.deliver(self, slot, payload, wc);
-                    // SAFETY: claimed, and `deliver` took the payload's entries.
-                    if unsafe { self.slots.release(slot) } {
-                        self.take_waiters(sink.deferred);
-                    }
-                }
-                claim => self.complete_owned(slot, claim, wc, false, sink),
-            }
-            count += 1;
+            let claim = self.slots.claim_any(slot);
+            count += u32::from(claim != Claim::Stray);
+            self.complete_claimed(slot, claim, &wc, sink);
         }
-        self.ring_head.store(self.ring_tail.load(Ordering::Acquire), Ordering::Relaxed);
+        let tail = self.ring_tail.load(Ordering::Acquire);
+        let left = tail.wrapping_sub(self.ring_head.load(Ordering::Relaxed));
+        self.ring_head.store(tail, Ordering::Relaxed);
+        self.special.fetch_sub(left * UNSIGNALED, Ordering::Relaxed);
         count
     }
 
     /// Frees everything in flight: the queue was destroyed, no poller can find it any more.
     pub(crate) fn discard_all(&self) {
-        let mut deferred = Deferred::default();
-        let mut parked = std::collections::VecDeque::new();
-        let mut sink = Sink::new(&mut parked, &mut deferred);
-        self.reclaim(&flushed(), &mut sink);
-        deferred.run();
+        let mut parked = VecDeque::<Parked>::new();
+        let mut deferred = Vec::new();
+        self.reclaim(&mut crate::cq::Parking::new(&mut parked, &mut deferred));
+        crate::cq::run(deferred);
     }
 
-    /// Takes back a slot whose post failed: what it held, and its payload. `None` if a completion
-    /// for it came all the same. The caller is the poster.
+    /// Takes back a slot whose post failed: what it held. `None` if a completion for it came all the
+    /// same. The caller is the poster.
     #[cold]
-    pub(crate) fn retract(&self, slot: u32, owned: bool) -> Option<(Payload, SmallVec<[Held; 1]>)> {
+    pub(crate) fn retract(&self, slot: u32, owned: bool) -> Option<Taken> {
         let guard = match &self.kind {
             Kind::Send(cq) | Kind::Recv(cq) => Some(cq.lock_state()),
             Kind::Shared => None,
@@ -392,15 +480,13 @@ impl WorkQueue {
             let _ = unsafe { self.slots.take_result(slot) };
         }
         // SAFETY: claimed, or completed and owned.
-        let payload = unsafe { self.slots.take_payload(slot) };
-        // SAFETY: as above, each entry once.
-        let held = (0..u32::from(payload.held)).map(|i| unsafe { self.take_held(slot, i) }).collect();
+        let taken = unsafe { self.take(slot) };
         // SAFETY: emptied.
-        let _ = unsafe { self.slots.release(slot) };
-        Some((payload, held))
+        unsafe { self.slots.release(slot) };
+        Some(taken)
     }
 
-    /// Work requests in flight: posted, and their completion not yet polled.
+    /// Work requests in flight: posted, and their completion not yet polled. Looks at every slot.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         let slots = 0..self.slots.depth();
@@ -408,43 +494,53 @@ impl WorkQueue {
     }
 
     /// Ready when a work request can probably be posted: a slot is free, and a credit of the
-    /// completion queue. Wakes everyone who waits when that changes; whoever comes first posts.
+    /// completion queue. Otherwise everyone who waits is woken when that changes; whoever comes first posts.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let cq = match &self.kind {
+            Kind::Send(cq) | Kind::Recv(cq) => Some(cq),
+            Kind::Shared => None,
+        };
         let post = self.lock_post();
-        {
-            let mut waiters = self.waiters.lock();
-            if self.slots.want(&post.free) {
+        if !self.slots.has_free(post.cursor, self.is_fifo()) {
+            // A poller releases slots of this queue under the lock, so that it need not look for
+            // waiters with a fence in between.
+            let guard = cq.map(|cq| cq.lock_state());
+            {
+                let mut waiters = self.waiters.lock();
                 if !waiters.iter().any(|w| w.will_wake(cx.waker())) {
                     waiters.push(cx.waker().clone());
                 }
+                self.special.fetch_or(WANTED, Ordering::Relaxed);
+            }
+            drop(guard);
+            // Orders the note before the second look; its counterpart is in `after_release`.
+            fence(Ordering::SeqCst);
+            if !self.slots.has_free(post.cursor, self.is_fifo()) {
                 return Poll::Pending;
             }
         }
-        match &self.kind {
-            Kind::Send(cq) | Kind::Recv(cq) => cq.poll_credit(cx),
-            Kind::Shared => Poll::Ready(()),
-        }
+        cq.map_or(Poll::Ready(()), |cq| cq.poll_credit(cx))
     }
 }
 
 /// What is in flight completes with when its queue is reset or destroyed.
-pub(crate) fn flushed() -> ibv_wc {
-    let mut wc = CQE_OF_UNSIGNALED;
+fn flushed() -> ibv_wc {
+    let mut wc = SUCCESS;
     wc.status = ibv_wc_status::IBV_WC_WR_FLUSH_ERR;
     wc
 }
 
 /// What an unsignalled send completes with: success, said by a later completion.
-const CQE_OF_UNSIGNALED: ibv_wc = {
+const SUCCESS: ibv_wc = {
     // SAFETY: integers and a union of integers: all zeroes are a value, and status 0 is success.
     unsafe { std::mem::zeroed() }
 };
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
-        // Nobody refers to the queue any more, so what is still in flight was reclaimed already, or
-        // is leaked with it (a destroy that failed keeps an Arc for ever). Completed slots belong to
-        // their `Operation`, which holds an Arc or a borrow.
+        // Nobody refers to the queue any more, so what was in flight was reclaimed already, or is
+        // leaked with it (a destroy that failed keeps an Arc for ever). Completed slots belong to
+        // their `Operation`, which holds an Arc or a borrow, or is forgotten: then they leak.
         debug_assert_eq!(self.in_flight(), 0);
     }
 }

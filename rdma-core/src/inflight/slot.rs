@@ -1,8 +1,8 @@
 //! The slots of one work queue: who owns which part of a slot in which state.
 //!
 //! ```text
-//!            acquire (poster)          publish                claim (poller)
-//!   FREE ------------------> filling ---------> POLLED ------------------------> release
+//!            acquire, fill (poster)    publish                claim (poller)
+//!   FREE ------------------------------------> POLLED ------------------------> release
 //!                                        \
 //!                                         `---> SUBMITTED <-> WAITING             (owned by an Operation)
 //!                                                  |   \        |
@@ -22,18 +22,13 @@
 //! from nowhere finds another generation and claims nothing.
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::{AtomicU32, Ordering, UnsafeCell};
 
-/// No slot: the end of a free list.
-const NONE: u32 = 0x7fff_ffff;
-/// In the head of the returned slots: someone waits for one.
-const WANTED: u32 = 0x8000_0000;
-
 /// Bits of a generation.
 pub(crate) const GENERATION_BITS: u32 = 24;
-const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
 
 const FREE: u32 = 0;
 const POLLED: u32 = 1;
@@ -46,27 +41,18 @@ const CLAIMED: u32 = 7;
 const ABANDONED: u32 = 8;
 const STATE_MASK: u32 = 0xff;
 
-struct Slot<P, R> {
+/// The part of a slot that every work request uses: one cache line for the payload of a work queue.
+#[repr(C, align(64))]
+struct Slot<P> {
+    payload: UnsafeCell<MaybeUninit<P>>,
     /// Generation (24 bits) and state (8 bits).
     word: AtomicU32,
-    /// The next slot of the free list this one is in.
-    next: AtomicU32,
-    payload: UnsafeCell<MaybeUninit<P>>,
+}
+
+/// The part of a slot that only operations use.
+struct Cold<R> {
     waker: UnsafeCell<MaybeUninit<Waker>>,
     result: UnsafeCell<MaybeUninit<R>>,
-}
-
-/// The poster's own free slots; kept under the queue's post lock.
-#[derive(Debug)]
-pub(crate) struct FreeList {
-    local: u32,
-    fresh: u32,
-}
-
-impl FreeList {
-    pub(crate) fn new() -> FreeList {
-        FreeList { local: NONE, fresh: 0 }
-    }
 }
 
 /// What a completion found at its slot.
@@ -86,11 +72,13 @@ pub(crate) enum Claim {
 }
 
 /// The slots of one work queue. `P` is what a work request keeps alive, `R` its result.
+///
+/// They are used in a ring, as the device uses its own, so that finding a free one costs a look at
+/// the next.
 pub(crate) struct SlotTable<P, R> {
-    slots: Box<[Slot<P, R>]>,
-    /// Slots given back, as a stack that anyone pushes to and the poster takes whole; the top bit
-    /// says that someone waits for a slot.
-    returned: AtomicU32,
+    slots: Box<[Slot<P>]>,
+    /// Made with the first operation: queues that are only polled do without.
+    cold: OnceLock<Box<[Cold<R>]>>,
 }
 
 // SAFETY: cells are accessed by one party at a time, as the state says (S-3 in docs/SAFETY.md);
@@ -103,65 +91,90 @@ impl<P, R> SlotTable<P, R> {
     /// A table of `depth` free slots.
     pub(crate) fn new(depth: u32) -> SlotTable<P, R> {
         let slots = (0..depth)
-            .map(|_| Slot {
-                word: AtomicU32::new(1 << 8),
-                next: AtomicU32::new(NONE),
-                payload: UnsafeCell::new(MaybeUninit::uninit()),
-                waker: UnsafeCell::new(MaybeUninit::uninit()),
-                result: UnsafeCell::new(MaybeUninit::uninit()),
-            })
+            .map(|_| Slot { payload: UnsafeCell::new(MaybeUninit::uninit()), word: AtomicU32::new(1 << 8) })
             .collect();
-        SlotTable { slots, returned: AtomicU32::new(NONE) }
+        SlotTable { slots, cold: OnceLock::new() }
     }
 
     pub(crate) fn depth(&self) -> u32 {
         u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
     }
 
+    /// The owner's part of a slot. Operations exist only after `prepare_owned`.
+    fn cold(&self, index: u32) -> &Cold<R> {
+        match self.cold.get() {
+            Some(cold) => &cold[index as usize],
+            None => unreachable!("an owned slot without its owner's part"),
+        }
+    }
+
     // ---- the poster ----
 
-    /// A free slot, or `None` when all are in use.
+    /// Makes room for the owners' parts: one allocation per queue, at its first operation.
     #[inline]
-    pub(crate) fn acquire(&self, free: &mut FreeList) -> Option<u32> {
-        let mut index = free.local;
-        if index == NONE {
-            // Only the poster takes, and a push clears WANTED: what is not empty here stays so.
-            if self.returned.load(Ordering::Relaxed) & !WANTED == NONE {
-                return self.acquire_fresh(free);
-            }
-            // Acquire: what the party that released the slot did to it happened before.
-            index = self.returned.swap(NONE, Ordering::Acquire);
+    pub(crate) fn prepare_owned(&self) {
+        if self.cold.get().is_none() {
+            self.cold.get_or_init(|| {
+                let cold = || Cold {
+                    waker: UnsafeCell::new(MaybeUninit::uninit()),
+                    result: UnsafeCell::new(MaybeUninit::uninit()),
+                };
+                self.slots.iter().map(|_| cold()).collect()
+            });
         }
-        free.local = self.slots[index as usize].next.load(Ordering::Relaxed);
+    }
+
+    /// A free slot, at `cursor` or, when that is taken, after it; `None` when there is none.
+    ///
+    /// In a queue that completes in order (`fifo`), a slot in flight at the cursor is the oldest, and
+    /// the search ends: whatever else is free will be found once that completed.
+    #[inline]
+    pub(crate) fn acquire(&self, cursor: &mut u32, fifo: bool) -> Option<u32> {
+        let index = *cursor;
+        // Acquire: what the party that released the slot did to it happened before.
+        let word = self.slots.get(index as usize)?.word.load(Ordering::Acquire);
+        if word & STATE_MASK != FREE {
+            return self.search(cursor, fifo);
+        }
+        *cursor = self.after(index);
         Some(index)
     }
 
+    #[inline]
+    fn after(&self, index: u32) -> u32 {
+        if index as usize + 1 == self.slots.len() { 0 } else { index + 1 }
+    }
+
     #[cold]
-    fn acquire_fresh(&self, free: &mut FreeList) -> Option<u32> {
-        if free.fresh < self.depth() {
-            free.fresh += 1;
-            return Some(free.fresh - 1);
+    fn search(&self, cursor: &mut u32, fifo: bool) -> Option<u32> {
+        let mut index = *cursor;
+        for _ in 0..self.slots.len() {
+            match self.slots[index as usize].word.load(Ordering::Acquire) & STATE_MASK {
+                FREE => {
+                    *cursor = self.after(index);
+                    return Some(index);
+                }
+                POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
+                _ => index = self.after(index),
+            }
         }
         None
     }
 
-    /// Puts a slot that was acquired and not published back.
-    pub(crate) fn restore(&self, free: &mut FreeList, index: u32) {
-        self.slots[index as usize].next.store(free.local, Ordering::Relaxed);
-        free.local = index;
+    /// Whether `acquire` would find a slot.
+    pub(crate) fn has_free(&self, cursor: u32, fifo: bool) -> bool {
+        self.acquire(&mut { cursor }, fifo).is_some()
     }
 
-    /// Writes the payload of a slot.
+    /// The payload's cell.
     ///
     /// # Safety
     ///
-    /// The caller is the poster, acquired the slot and has not published it.
+    /// The caller owns the payload (S-3): it is the poster, which acquired the slot and has not
+    /// published it; the claimer; or the owner of a COMPLETED slot.
     #[inline]
-    pub(crate) unsafe fn fill(&self, index: u32, payload: P) {
-        self.slots[index as usize].payload.with_mut(|cell| {
-            // SAFETY: the caller owns the slot (S-3); the pointer is the cell's.
-            unsafe { (*cell).write(payload) };
-        });
+    pub(crate) unsafe fn payload(&self, index: u32) -> *mut P {
+        self.slots[index as usize].payload.with_mut(|cell| cell.cast())
     }
 
     /// Marks a filled slot as in flight; its generation is the answer. Must come before the verb
@@ -190,7 +203,7 @@ impl<P, R> SlotTable<P, R> {
         Self::claim_slow(slot, word, generation)
     }
 
-    fn claim_slow(slot: &Slot<P, R>, mut word: u32, generation: u32) -> Claim {
+    fn claim_slow(slot: &Slot<P>, mut word: u32, generation: u32) -> Claim {
         loop {
             if word >> 8 != generation {
                 return Claim::Stray;
@@ -228,11 +241,6 @@ impl<P, R> SlotTable<P, R> {
         matches!(word & STATE_MASK, POLLED | SUBMITTED | WAITING | IGNORED)
     }
 
-    /// The current generation of a slot that the caller owns.
-    pub(crate) fn generation(&self, index: u32) -> u32 {
-        self.slots[index as usize].word.load(Ordering::Relaxed) >> 8
-    }
-
     /// Stores the result of an `Owned` claim and gives the waker to call, if there is one. `Err`
     /// gives the result back when the owner went away meanwhile: then the caller takes the payload
     /// and releases the slot.
@@ -242,13 +250,14 @@ impl<P, R> SlotTable<P, R> {
     /// The caller claimed the slot with this answer and calls this once.
     pub(crate) unsafe fn finish(&self, index: u32, waiting: bool, result: R) -> Result<Option<Waker>, R> {
         let slot = &self.slots[index as usize];
+        let cold = self.cold(index);
         let waker = waiting.then(|| {
-            slot.waker.with_mut(|cell| {
+            cold.waker.with_mut(|cell| {
                 // SAFETY: WAITING passed a written waker to the claimer (S-3).
                 unsafe { (*cell).assume_init_read() }
             })
         });
-        slot.result.with_mut(|cell| {
+        cold.result.with_mut(|cell| {
             // SAFETY: the claimer owns the result until COMPLETED (S-3).
             unsafe { (*cell).write(result) };
         });
@@ -262,72 +271,24 @@ impl<P, R> SlotTable<P, R> {
         ) {
             Ok(_) => Ok(waker),
             // ABANDONED while we completed it: the owner left the slot to us.
-            Err(_) => Err(slot.result.with_mut(|cell| {
+            Err(_) => Err(cold.result.with_mut(|cell| {
                 // SAFETY: written above, and the owner that would read it is gone.
                 unsafe { (*cell).assume_init_read() }
             })),
         }
     }
 
-    /// Looks at the payload.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the payload, as for `take_payload`.
-    pub(crate) unsafe fn with_payload<T>(&self, index: u32, f: impl FnOnce(&P) -> T) -> T {
-        self.slots[index as usize].payload.with_mut(|cell| {
-            // SAFETY: filled before it was published, not taken yet, and the caller's (S-3).
-            f(unsafe { (*cell).assume_init_ref() })
-        })
-    }
-
-    /// Takes the payload.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the payload (S-3): it is the claimer, or the owner of a COMPLETED slot.
-    #[inline]
-    pub(crate) unsafe fn take_payload(&self, index: u32) -> P {
-        self.slots[index as usize].payload.with_mut(|cell| {
-            // SAFETY: filled before it was published, and taken once, by its one owner.
-            unsafe { (*cell).assume_init_read() }
-        })
-    }
-
-    /// Gives a slot back; true when someone waits for one.
+    /// Gives a slot back.
     ///
     /// # Safety
     ///
     /// The caller owns the slot (claimer, or owner of a COMPLETED slot) and has taken its payload.
     #[inline]
-    pub(crate) unsafe fn release(&self, index: u32) -> bool {
-        let slot = &self.slots[index as usize];
-        let generation = (slot.word.load(Ordering::Relaxed) >> 8).wrapping_add(1) & GENERATION_MASK;
-        slot.word.store(generation << 8 | FREE, Ordering::Relaxed);
-        let mut head = self.returned.load(Ordering::Relaxed);
-        loop {
-            slot.next.store(head & !WANTED, Ordering::Relaxed);
-            // Release: what we did to the slot happens before the poster's use of it. The new head
-            // is without WANTED: this party does the waking.
-            match self.returned.compare_exchange_weak(head, index, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return head & WANTED != 0,
-                Err(now) => head = now,
-            }
-        }
-    }
-
-    /// Notes that someone waits for a slot; false when one is free already. The caller holds the
-    /// post lock and has registered whom to wake.
-    pub(crate) fn want(&self, free: &FreeList) -> bool {
-        if free.local != NONE || free.fresh < self.depth() {
-            return false;
-        }
-        let head = self.returned.load(Ordering::Relaxed);
-        head & !WANTED == NONE
-            && self
-                .returned
-                .compare_exchange(head, NONE | WANTED, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+    pub(crate) unsafe fn release(&self, index: u32) {
+        let word = &self.slots[index as usize].word;
+        let next = (word.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(1 << 8) | FREE;
+        // Release: what we did to the slot happens before the poster's use of it.
+        word.store(next, Ordering::Release);
     }
 
     // ---- the owner ----
@@ -341,6 +302,7 @@ impl<P, R> SlotTable<P, R> {
         let slot = &self.slots[index as usize];
         let word = slot.word.load(Ordering::Acquire);
         let generation = word & !STATE_MASK;
+        let cold = self.cold(index);
         match word & STATE_MASK {
             COMPLETED => return Poll::Ready(()),
             WAITING => {
@@ -352,13 +314,13 @@ impl<P, R> SlotTable<P, R> {
                 {
                     return self.completing(index, cx);
                 }
-                slot.waker.with_mut(|cell| {
+                cold.waker.with_mut(|cell| {
                     // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it (S-3).
                     let waker = unsafe { (*cell).assume_init_mut() };
                     waker.clone_from(cx.waker());
                 });
             }
-            SUBMITTED => slot.waker.with_mut(|cell| {
+            SUBMITTED => cold.waker.with_mut(|cell| {
                 // SAFETY: SUBMITTED gives the owner the cell, which is empty (S-3).
                 unsafe { (*cell).write(cx.waker().clone()) };
             }),
@@ -377,7 +339,7 @@ impl<P, R> SlotTable<P, R> {
         {
             return Poll::Pending;
         }
-        slot.waker.with_mut(|cell| {
+        cold.waker.with_mut(|cell| {
             // SAFETY: the poller claimed a slot without a waker, so this one stayed ours.
             unsafe { (*cell).assume_init_drop() };
         });
@@ -406,7 +368,7 @@ impl<P, R> SlotTable<P, R> {
     ///
     /// The caller is the owner, and `poll` or `is_completed` said that it completed.
     pub(crate) unsafe fn take_result(&self, index: u32) -> R {
-        self.slots[index as usize].result.with_mut(|cell| {
+        self.cold(index).result.with_mut(|cell| {
             // SAFETY: COMPLETED gives the owner the written result (S-3), taken once.
             unsafe { (*cell).assume_init_read() }
         })
@@ -433,7 +395,7 @@ impl<P, R> SlotTable<P, R> {
                         Ordering::Acquire,
                     ) {
                         Ok(_) => {
-                            slot.waker.with_mut(|cell| {
+                            self.cold(index).waker.with_mut(|cell| {
                                 // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it.
                                 unsafe { (*cell).assume_init_drop() };
                             });

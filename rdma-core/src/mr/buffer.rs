@@ -6,7 +6,8 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::Sge;
+use verbs_sys::ibv_sge;
+
 use super::region::{RegionInner, RegionRef};
 
 /// A range of a region that someone owns.
@@ -14,9 +15,9 @@ struct Segment {
     region: Arc<RegionInner>,
     ptr: NonNull<u8>,
     /// Bytes that a post sends or offers.
-    len: usize,
+    len: u32,
     /// Bytes owned, of which the first `len` show.
-    capacity: usize,
+    capacity: u32,
 }
 
 // SAFETY: the range is owned (S-2); the region is Send and Sync.
@@ -47,16 +48,16 @@ impl Buffer {
     /// The caller owns `len` initialised bytes at `ptr` of the region exclusively and gives them up;
     /// the region is not shared.
     #[inline]
-    pub(crate) unsafe fn new(region: Arc<RegionInner>, ptr: NonNull<u8>, len: usize) -> Buffer {
+    pub(crate) unsafe fn new(region: Arc<RegionInner>, ptr: NonNull<u8>, len: u32) -> Buffer {
         Buffer { segment: ManuallyDrop::new(Segment { region, ptr, len, capacity: len }) }
     }
 
     /// Where the device finds it: address, length that shows, key.
     #[inline]
-    pub(crate) fn sge(&self) -> Sge {
-        Sge {
+    pub(crate) fn sge(&self) -> ibv_sge {
+        ibv_sge {
             addr: self.segment.ptr.addr().get() as u64,
-            len: self.segment.len,
+            length: self.segment.len,
             lkey: self.segment.region.lkey,
         }
     }
@@ -71,14 +72,14 @@ impl Buffer {
     /// Bytes owned; [`len`](Buffer::len) of them show.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.segment.capacity
+        self.segment.capacity as usize
     }
 
     /// Bytes that show, are sent, or are offered to a receive.
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        self.segment.len
+        self.segment.len as usize
     }
 
     /// Whether no bytes show.
@@ -92,7 +93,9 @@ impl Buffer {
     /// [`set_len`](Buffer::set_len).
     #[inline]
     pub fn truncate(&mut self, len: usize) {
-        self.segment.len = self.segment.len.min(len);
+        if let Ok(len) = u32::try_from(len) {
+            self.segment.len = self.segment.len.min(len);
+        }
     }
 
     /// Shows the first `len` bytes of the capacity. Memory is always initialised, so bytes that were
@@ -103,8 +106,10 @@ impl Buffer {
     /// If `len` is larger than the capacity.
     #[inline]
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.segment.capacity, "{len} bytes of a buffer of {}", self.segment.capacity);
-        self.segment.len = len;
+        match u32::try_from(len) {
+            Ok(len) if len <= self.segment.capacity => self.segment.len = len,
+            _ => panic!("{len} bytes of a buffer of {}", self.segment.capacity),
+        }
     }
 
     /// The region the buffer is a part of, to find out whether other memory lies in it.
@@ -127,12 +132,11 @@ impl Buffer {
     /// The buffer itself, when `at` is outside it or when it has a [home](BufferHome), which takes
     /// whole buffers only.
     pub fn split_at(self, at: usize) -> Result<(Buffer, Buffer), Buffer> {
-        if at > self.segment.capacity || self.segment.region.home.is_some() {
-            return Err(self);
-        }
+        let within = u32::try_from(at).ok().filter(|&at| at <= self.segment.capacity);
+        let Some(at) = within.filter(|_| self.segment.region.home.is_none()) else { return Err(self) };
         let Segment { region, ptr, len, capacity } = self.into_segment();
         // SAFETY: `at` is within the owned range.
-        let tail = unsafe { ptr.add(at) };
+        let tail = unsafe { ptr.add(at as usize) };
         let head = Segment { region: Arc::clone(&region), ptr, len: len.min(at), capacity: at };
         let tail = Segment { region, ptr: tail, len: len.saturating_sub(at), capacity: capacity - at };
         Ok((Buffer { segment: ManuallyDrop::new(head) }, Buffer { segment: ManuallyDrop::new(tail) }))
@@ -143,13 +147,14 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// Both, when `next` is not the neighbour of the same region.
+    /// Both, when `next` is not the neighbour of the same region, or the whole would not be shorter than
+    /// 4 GiB.
     pub fn merge(self, next: Buffer) -> Result<Buffer, (Buffer, Buffer)> {
-        let end = self.segment.ptr.addr().get() + self.segment.capacity;
-        if !Arc::ptr_eq(&self.segment.region, &next.segment.region) || end != next.segment.ptr.addr().get() {
-            return Err((self, next));
-        }
-        if self.segment.region.home.is_some() {
+        let end = self.segment.ptr.addr().get() + self.capacity();
+        let neighbours = Arc::ptr_eq(&self.segment.region, &next.segment.region)
+            && end == next.segment.ptr.addr().get()
+            && self.segment.region.home.is_none();
+        if !neighbours || self.segment.capacity.checked_add(next.segment.capacity).is_none() {
             return Err((self, next));
         }
         let (mut first, second) = (self.into_segment(), next.into_segment());
@@ -168,7 +173,7 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         // SAFETY: the range is initialised and exclusively ours while we hold the buffer: a posted
         // one is in a slot, and no peer may reach its region (S-2).
-        unsafe { std::slice::from_raw_parts(self.segment.ptr.as_ptr(), self.segment.len) }
+        unsafe { std::slice::from_raw_parts(self.segment.ptr.as_ptr(), self.segment.len as usize) }
     }
 }
 
@@ -176,7 +181,7 @@ impl DerefMut for Buffer {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.segment.ptr.as_ptr(), self.segment.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.segment.ptr.as_ptr(), self.segment.len as usize) }
     }
 }
 
@@ -239,7 +244,7 @@ impl IdleBuffer {
     #[must_use]
     pub fn addr_range(&self) -> std::ops::Range<usize> {
         let start = self.segment.ptr.addr().get();
-        start..start + self.segment.capacity
+        start..start + self.segment.capacity as usize
     }
 }
 

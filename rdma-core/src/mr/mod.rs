@@ -21,11 +21,3 @@ pub(crate) use region::RegionInner;
 pub use region::{MemoryRegion, RegionRef};
 pub use remote::RemoteSlice;
 pub use shared::{SharedRegion, SharedSlice};
-
-/// One entry of a scatter/gather list before it is an `ibv_sge`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sge {
-    pub(crate) addr: u64,
-    pub(crate) len: usize,
-    pub(crate) lkey: u32,
-}

@@ -20,6 +20,8 @@ pub(crate) struct RegionInner {
     pub(crate) len: usize,
     /// Whether peers may reach it: then there are no references to it.
     pub(crate) shared: bool,
+    /// The flags it was registered with (of `ibv_access_flags`).
+    pub(crate) access: u32,
     pub(crate) home: Option<Arc<dyn BufferHome>>,
     memory: ManuallyDrop<Option<Memory>>,
     pub(crate) pd: Arc<PdInner>,
@@ -48,7 +50,7 @@ impl RegionInner {
         let Some(mr) = NonNull::new(mr) else {
             return Err((Error::verb("ibv_reg_mr", std::io::Error::last_os_error()), memory));
         };
-        Ok(RegionInner::adopt(pd, mr, ptr, len, shared, Some(memory)))
+        Ok(RegionInner::adopt(pd, mr, ptr, len, (flags, shared), Some(memory)))
     }
 
     /// Wraps a registration that a verb just made.
@@ -57,7 +59,7 @@ impl RegionInner {
         mr: NonNull<ibv_mr>,
         ptr: NonNull<u8>,
         len: usize,
-        shared: bool,
+        (access, shared): (u32, bool),
         memory: Option<Memory>,
     ) -> RegionInner {
         // SAFETY: the verb returned a live registration.
@@ -69,6 +71,7 @@ impl RegionInner {
             ptr,
             len,
             shared,
+            access,
             home: None,
             memory: ManuallyDrop::new(memory),
             pd: Arc::clone(pd),
@@ -176,18 +179,21 @@ impl MemoryRegion {
     }
 
     /// The whole region as one buffer.
+    ///
+    /// # Panics
+    ///
+    /// If the region has 4 GiB or more, which no message can have: see
+    /// [`into_buffers`](MemoryRegion::into_buffers).
     #[must_use]
     pub fn into_buffer(self) -> Buffer {
-        let (ptr, len) = (self.inner.ptr, self.inner.len);
-        // SAFETY: this was the only access to the region, all of which the buffer takes over (S-2).
-        unsafe { Buffer::new(self.inner, ptr, len) }
+        self.part(0, self.inner.len)
     }
 
     /// The region as buffers of `size` bytes, the last one possibly shorter.
     ///
     /// # Panics
     ///
-    /// If `size` is 0.
+    /// If `size` is 0, or 4 GiB or more.
     pub fn into_buffers(self, size: usize) -> impl ExactSizeIterator<Item = Buffer> {
         assert!(size > 0, "buffers of 0 bytes");
         let count = self.inner.len.div_ceil(size);
@@ -197,10 +203,11 @@ impl MemoryRegion {
     /// A range as a buffer; the callers give each range away once.
     fn part(&self, offset: usize, size: usize) -> Buffer {
         let size = size.min(self.inner.len - offset);
+        let Ok(len) = u32::try_from(size) else { panic!("a buffer of {size} bytes: the limit is 4 GiB") };
         // SAFETY: `offset` is inside the region.
         let ptr = unsafe { self.inner.ptr.add(offset) };
         // SAFETY: disjoint ranges, each given away once, by an iterator that owns the region.
-        unsafe { Buffer::new(Arc::clone(&self.inner), ptr, size) }
+        unsafe { Buffer::new(Arc::clone(&self.inner), ptr, len) }
     }
 
     /// The region as buffers of exactly `size` bytes that go back to `home` whenever one is dropped,
@@ -209,7 +216,7 @@ impl MemoryRegion {
     ///
     /// # Panics
     ///
-    /// If `size` is 0.
+    /// If `size` is 0, or 4 GiB or more.
     pub fn into_homed(
         mut self,
         size: usize,

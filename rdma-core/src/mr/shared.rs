@@ -5,7 +5,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::{MemoryRegion, RegionInner, RemoteAccess, RemoteSlice, Sge};
+use verbs_sys::ibv_sge;
+
+use super::{MemoryRegion, RegionInner, RemoteAccess, RemoteSlice};
 use crate::Error;
 use crate::pd::PdInner;
 
@@ -23,8 +25,6 @@ const WORD: usize = 8;
 #[derive(Debug, Clone)]
 pub struct SharedRegion {
     pub(crate) inner: Arc<RegionInner>,
-    pub(crate) access: RemoteAccess,
-    pub(crate) windows: bool,
 }
 
 impl SharedRegion {
@@ -43,7 +43,7 @@ impl SharedRegion {
     /// What peers may do with it.
     #[must_use]
     pub fn access(&self) -> RemoteAccess {
-        self.access
+        RemoteAccess::from_bits_truncate(self.inner.access)
     }
 
     /// The token that lets a peer reach the whole region; see [`RemoteSlice::slice`] for a part (the
@@ -76,6 +76,8 @@ impl SharedRegion {
         let len =
             end.checked_sub(start).ok_or(Error::OutOfBounds { offset: start, len: 0, of: self.len() })?;
         self.check(start, len)?;
+        let too_long = |_| Error::Invalid { what: format!("a slice of {len} bytes: the limit is 4 GiB") };
+        let len = u32::try_from(len).map_err(too_long)?;
         Ok(SharedSlice { region: self.clone(), offset: start, len })
     }
 
@@ -216,15 +218,14 @@ impl SharedRegion {
     /// given back); what `ibv_dereg_mr` and `ibv_reg_mr` say (if registering again fails, the memory
     /// is freed, and there is nothing to give back).
     pub fn revoke(self) -> Result<MemoryRegion, (Error, Option<SharedRegion>)> {
-        let SharedRegion { inner, access, windows } = self;
-        let inner = Arc::try_unwrap(inner).map_err(|inner| {
+        let inner = Arc::try_unwrap(self.inner).map_err(|inner| {
             let error = Error::InUse { what: "the shared region has clones, slices, windows or operations" };
-            (error, Some(SharedRegion { inner, access, windows }))
+            (error, Some(SharedRegion { inner }))
         })?;
         let pd = Arc::clone(&inner.pd);
-        let memory = inner.deregister().map_err(|(error, inner)| {
-            (error, Some(SharedRegion { inner: Arc::new(inner), access, windows }))
-        })?;
+        let memory = inner
+            .deregister()
+            .map_err(|(error, inner)| (error, Some(SharedRegion { inner: Arc::new(inner) })))?;
         let Some(memory) = memory else {
             return Err((Error::Unsupported { verb: "exclusive access to memory of a dma-buf" }, None));
         };
@@ -240,7 +241,7 @@ impl SharedRegion {
 pub struct SharedSlice {
     region: SharedRegion,
     offset: usize,
-    len: usize,
+    len: u32,
 }
 
 impl SharedSlice {
@@ -259,7 +260,7 @@ impl SharedSlice {
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     /// Whether it has no bytes.
@@ -272,13 +273,13 @@ impl SharedSlice {
     #[must_use]
     pub fn remote(&self) -> RemoteSlice {
         let whole = self.region.remote();
-        RemoteSlice { addr: whole.addr + self.offset as u64, len: self.len as u64, ..whole }
+        RemoteSlice { addr: whole.addr + self.offset as u64, len: u64::from(self.len), ..whole }
     }
 
-    pub(crate) fn sge(&self) -> Sge {
-        Sge {
+    pub(crate) fn sge(&self) -> ibv_sge {
+        ibv_sge {
             addr: (self.region.inner.ptr.addr().get() + self.offset) as u64,
-            len: self.len,
+            length: self.len,
             lkey: self.region.inner.lkey,
         }
     }

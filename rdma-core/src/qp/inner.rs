@@ -120,7 +120,7 @@ impl Drop for QpInner {
             Some(srq) => {
                 // Its completions may still be in the queue, and name the shared queue's slots.
                 let index = Arc::clone(srq.queue.queue_index());
-                self.recv_cq.lock_state().zombies.push((self.reserved, Some(index)));
+                self.recv_cq.lock_state().add_zombie(self.reserved, Some(index));
             }
         }
         context.queues.synchronize();

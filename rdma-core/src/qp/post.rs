@@ -12,8 +12,8 @@ use super::inner::QpInner;
 use super::request::{Action, Data, Payload, RecvRequest, WorkRequest};
 use super::transport::Transport;
 use crate::cq::{CqInner, Opcode};
-use crate::inflight::{Held, Keep, Kind, Payload as SlotPayload, PostState, WorkQueue};
-use crate::mr::{RemoteSlice, Sge};
+use crate::inflight::{Held, Keep, Kind, PostState, SlotPayload, WorkQueue};
+use crate::mr::RemoteSlice;
 
 /// Why a work request was not posted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,12 +38,6 @@ pub enum PostErrorKind {
         asked: usize,
         /// Bytes the queue takes.
         limit: u32,
-    },
-    /// A part longer than a work request can describe (4 GiB).
-    #[error("a part of {asked} bytes: a scatter/gather entry holds less than 4 GiB")]
-    TooLong {
-        /// Its length.
-        asked: usize,
     },
     /// The request reaches beyond the remote slice.
     #[error("{asked} bytes, but the remote slice has {limit}")]
@@ -112,34 +106,45 @@ pub(crate) enum RecvTarget {
     Shared(*mut ibv_srq),
 }
 
+/// A scatter/gather list as the verb takes it.
+struct List {
+    ptr: *mut ibv_sge,
+    count: i32,
+    /// Bytes it describes.
+    len: u64,
+}
+
 impl Payload<'_> {
-    /// Writes the scatter/gather list to `list`, and gives its length and the bytes it describes.
-    #[inline]
-    fn describe(&self, list: &mut [ibv_sge]) -> Result<(usize, u64), PostErrorKind> {
-        let one = |entry: &mut ibv_sge, sge: Sge| {
-            let length = u32::try_from(sge.len).map_err(|_| PostErrorKind::TooLong { asked: sge.len })?;
-            *entry = ibv_sge { addr: sge.addr, length, lkey: sge.lkey };
-            Ok(u64::from(length))
-        };
+    /// Describes the memory: a single part in `one`, a list in `many`.
+    #[inline(always)]
+    fn describe(&self, one: &mut ibv_sge, many: &mut [ibv_sge]) -> Result<List, PostErrorKind> {
         match &self.data {
-            Data::One(held) => Ok((1, one(&mut list[0], held.sge())?)),
-            Data::None => Ok((0, 0)),
+            Data::One(Held::Buffer(buffer)) => *one = buffer.sge(),
+            Data::One(held) => *one = held.sge(),
+            Data::None => return Ok(List { ptr: std::ptr::null_mut(), count: 0, len: 0 }),
             Data::Inline(bytes) => {
-                let sge = Sge { addr: bytes.as_ptr().addr() as u64, len: bytes.len(), lkey: 0 };
-                Ok((1, one(&mut list[0], sge)?))
+                let too_long = |_| PostErrorKind::InlineTooLong { asked: bytes.len(), limit: u32::MAX };
+                let length = u32::try_from(bytes.len()).map_err(too_long)?;
+                *one = ibv_sge { addr: bytes.as_ptr().addr() as u64, length, lkey: 0 };
             }
-            Data::Many(parts) => {
-                if parts.len() > list.len() {
-                    let limit = u32::try_from(list.len()).unwrap_or(u32::MAX);
-                    return Err(PostErrorKind::TooManySegments { asked: parts.len(), limit });
-                }
-                let mut total = 0;
-                for (entry, part) in list.iter_mut().zip(parts) {
-                    total += one(entry, part.sge())?;
-                }
-                Ok((parts.len(), total))
-            }
+            Data::Many(parts) => return Self::describe_many(parts, many),
         }
+        Ok(List { ptr: one, count: 1, len: u64::from(one.length) })
+    }
+
+    #[inline(never)]
+    fn describe_many(parts: &[Held], list: &mut [ibv_sge]) -> Result<List, PostErrorKind> {
+        if parts.len() > list.len() {
+            let limit = u32::try_from(list.len()).unwrap_or(u32::MAX);
+            return Err(PostErrorKind::TooManySegments { asked: parts.len(), limit });
+        }
+        let mut len = 0;
+        for (entry, part) in list.iter_mut().zip(parts) {
+            *entry = part.sge();
+            len += u64::from(entry.length);
+        }
+        let count = i32::try_from(parts.len()).unwrap_or(i32::MAX);
+        Ok(List { ptr: list.as_mut_ptr(), count, len })
     }
 
     /// Whether the device may write to all of it.
@@ -157,33 +162,52 @@ impl Payload<'_> {
     ///
     /// # Safety
     ///
-    /// The caller is the poster of `queue` and acquired the slot; `describe` said that it fits.
-    #[inline]
-    unsafe fn hold(self, queue: &WorkQueue, slot: u32) -> u16 {
+    /// The caller is the poster of `queue` and acquired the slot; `describe` said that it fits; `first`
+    /// is the slot's.
+    #[inline(always)]
+    unsafe fn hold(self, queue: &WorkQueue, slot: u32, first: *mut Held) -> u16 {
         match self.data {
             Data::One(held) => {
-                // SAFETY: the caller's promise; every queue has room for one.
-                unsafe { queue.hold(slot, 0, held) };
+                // SAFETY: the caller's promise.
+                unsafe { first.write(held) };
                 1
             }
             Data::None | Data::Inline(_) => 0,
-            Data::Many(parts) => {
-                let mut count = 0;
-                for part in parts {
-                    // SAFETY: the caller's promise: no more parts than the queue's limit.
-                    unsafe { queue.hold(slot, u32::from(count), part) };
-                    count += 1;
-                }
-                count
-            }
+            // SAFETY: the caller's promise.
+            Data::Many(parts) => unsafe { Self::hold_many(parts, queue, slot, first) },
         }
+    }
+
+    /// # Safety
+    ///
+    /// As for `hold`.
+    #[inline(never)]
+    unsafe fn hold_many(parts: Vec<Held>, queue: &WorkQueue, slot: u32, first: *mut Held) -> u16 {
+        let mut count = 0;
+        for part in parts {
+            if count == 0 {
+                // SAFETY: the caller's promise.
+                unsafe { first.write(part) };
+            } else {
+                // SAFETY: the caller's promise: no more parts than the queue's limit.
+                unsafe { queue.hold_more(slot, count, part) };
+            }
+            count += 1;
+        }
+        u16::try_from(count).unwrap_or(u16::MAX)
     }
 }
 
 impl Action {
     /// Writes the operation to the raw work request, once it is checked against `len` bytes of payload.
     #[inline]
-    fn describe(&self, wr: &mut ibv_send_wr, len: u64, writable: bool) -> Result<Opcode, PostErrorKind> {
+    fn describe(
+        &self,
+        qp: &QpInner,
+        wr: &mut ibv_send_wr,
+        len: u64,
+        writable: bool,
+    ) -> Result<Opcode, PostErrorKind> {
         let rdma = |remote: &RemoteSlice| {
             if len > remote.len {
                 return Err(PostErrorKind::OutOfBounds { asked: len, limit: remote.len });
@@ -215,6 +239,10 @@ impl Action {
                 Opcode::Send
             }
             Action::SendTo { address, qp_num, qkey, imm } => {
+                // Another provider's handle would be taken for one of this provider's.
+                if address.pd != qp.pd.ptr {
+                    return Err(PostErrorKind::WrongDomain { what: "the address handle" });
+                }
                 wr.opcode = Op::IBV_WR_SEND;
                 if let Some(imm) = imm {
                     wr.opcode = Op::IBV_WR_SEND_WITH_IMM;
@@ -264,7 +292,7 @@ impl Action {
     #[inline]
     fn keep(&self) -> Option<Keep> {
         match self {
-            Action::SendTo { address, .. } => Some(Keep::Address(std::sync::Arc::clone(address))),
+            Action::SendTo { address, .. } => Some(address.keep.clone()),
             _ => None,
         }
     }
@@ -289,12 +317,13 @@ impl QpInner {
     ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
         let queue = &*self.sq;
         let mut wr = raw_send();
+        let mut sge = ibv_sge::default();
         // Order of slots is order of posting, so the lock is held over the verb.
         let mut guard = queue.lock_post();
         let post = &mut *guard;
         let kind = 'refused: {
-            let (count, len) = match request.payload.describe(&mut post.sges) {
-                Ok(described) => described,
+            let list = match request.payload.describe(&mut sge, &mut post.sges) {
+                Ok(list) => list,
                 Err(kind) => break 'refused kind,
             };
             if let Data::Inline(bytes) = &request.payload.data {
@@ -306,31 +335,37 @@ impl QpInner {
                 }
                 request.flags |= ibv_send_flags::IBV_SEND_INLINE.0;
             }
-            let opcode = match request.action.describe(&mut wr, len, request.payload.is_writable()) {
+            let opcode = match request.action.describe(self, &mut wr, list.len, request.payload.is_writable())
+            {
                 Ok(opcode) => opcode,
                 Err(kind) => break 'refused kind,
             };
-            let Some(slot) = queue.slots.acquire(&mut post.free) else {
-                break 'refused PostErrorKind::QueueFull;
-            };
+            if owned {
+                queue.slots.prepare_owned();
+            }
+            let cursor = post.cursor;
+            let Some(slot) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
             let mut flags = request.flags;
             let reserved = post.reserved;
             if !credit(&self.send_cq, post, queue.depth(), &mut flags) {
-                queue.slots.restore(&mut post.free, slot);
+                post.cursor = cursor;
                 break 'refused PostErrorKind::QueueFull;
             }
-            wr.sg_list = post.sges.as_mut_ptr();
-            wr.num_sge = i32::try_from(count).unwrap_or(i32::MAX);
-            wr.send_flags = flags;
             let seq = post.seq;
             let keep = request.action.keep();
-            // SAFETY: this is the poster, the slot was acquired, and `describe` checked the length.
-            let held = unsafe { request.payload.hold(queue, slot) };
-            let payload = SlotPayload { id: request.id, seq, held, opcode, keep };
-            // SAFETY: the poster, before `publish`.
-            unsafe { queue.slots.fill(slot, payload) };
+            // SAFETY: this is the poster, which acquired the slot and has not published it.
+            let payload = unsafe { queue.slots.payload(slot) };
+            // SAFETY: a place inside the payload.
+            let first = unsafe { &raw mut (*payload).first };
+            // SAFETY: the poster, and `describe` checked the length.
+            let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
+            // SAFETY: the poster; what was there was taken out before the slot was released.
+            unsafe { fill(payload, request.id, keep, seq, held, opcode) };
             let generation = queue.slots.publish(slot, owned);
             wr.wr_id = queue.wr_id(slot, generation);
+            wr.sg_list = list.ptr;
+            wr.num_sge = list.count;
+            wr.send_flags = flags;
             if flags & SIGNALED == 0 {
                 queue.push_unsignaled(slot, generation, seq);
             }
@@ -368,6 +403,25 @@ impl QpInner {
     }
 }
 
+/// Writes a slot's payload, but for the entries of its list.
+///
+/// # Safety
+///
+/// The caller is the poster, the payload that of a slot it acquired.
+#[inline(always)]
+unsafe fn fill(payload: *mut SlotPayload, id: u64, keep: Option<Keep>, seq: u32, held: u16, opcode: Opcode) {
+    // SAFETY: the caller owns the payload, so each of its fields can be written.
+    unsafe { (&raw mut (*payload).id).write(id) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*payload).keep).write(keep) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*payload).seq).write(seq) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*payload).held).write(held) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*payload).opcode).write(opcode) };
+}
+
 /// Takes the credits for one send; may decide that it is signalled after all. False: none left.
 ///
 /// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
@@ -397,7 +451,8 @@ fn credit_unsignaled(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut
 
 /// What a slot held, after its post failed.
 fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
-    let Some((_, mut held)) = queue.retract(slot, owned) else { return Payload::empty() };
+    let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
+    let mut held = taken.held;
     let data = match held.len() {
         0 => Data::None,
         1 => held.pop().map_or(Data::None, Data::One),
@@ -427,34 +482,42 @@ pub(crate) unsafe fn post_recv(
     mut request: RecvRequest,
     owned: bool,
 ) -> Result<u32, PostError<RecvRequest>> {
+    let mut sge = ibv_sge::default();
     let mut guard = queue.lock_post();
     let post = &mut *guard;
     let kind = 'refused: {
         if !request.payload.is_writable() {
             break 'refused PostErrorKind::NotWritable;
         }
-        let count = match request.payload.describe(&mut post.sges) {
-            Ok((count, _)) => count,
+        let list = match request.payload.describe(&mut sge, &mut post.sges) {
+            Ok(list) => list,
             Err(kind) => break 'refused kind,
         };
-        let Some(slot) = queue.slots.acquire(&mut post.free) else { break 'refused PostErrorKind::QueueFull };
+        if owned {
+            queue.slots.prepare_owned();
+        }
+        let cursor = post.cursor;
+        let Some(slot) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
         if let Kind::Recv(cq) = &queue.kind
             && !cq.take_credits(1)
         {
-            queue.slots.restore(&mut post.free, slot);
+            post.cursor = cursor;
             break 'refused PostErrorKind::QueueFull;
         }
-        // SAFETY: this is the poster, the slot was acquired, and `describe` checked the length.
-        let held = unsafe { request.payload.hold(queue, slot) };
-        let payload = SlotPayload { id: request.id, seq: 0, held, opcode: Opcode::Recv, keep: None };
-        // SAFETY: the poster, before `publish`.
-        unsafe { queue.slots.fill(slot, payload) };
+        // SAFETY: this is the poster, which acquired the slot and has not published it.
+        let payload = unsafe { queue.slots.payload(slot) };
+        // SAFETY: a place inside the payload.
+        let first = unsafe { &raw mut (*payload).first };
+        // SAFETY: the poster, and `describe` checked the length.
+        let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
+        // SAFETY: the poster; what was there was taken out before the slot was released.
+        unsafe { fill(payload, request.id, None, 0, held, Opcode::Recv) };
         let generation = queue.slots.publish(slot, owned);
         let mut wr = ibv_recv_wr {
             wr_id: queue.wr_id(slot, generation),
             next: std::ptr::null_mut(),
-            sg_list: post.sges.as_mut_ptr(),
-            num_sge: i32::try_from(count).unwrap_or(i32::MAX),
+            sg_list: list.ptr,
+            num_sge: list.count,
         };
         let mut bad = std::ptr::null_mut();
         let (verb, code) = match target {

@@ -1,13 +1,12 @@
 //! Work requests, before they are posted.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use verbs_sys::ibv_send_flags;
 
 use super::transport::{Atomics, Connected, Datagram, RdmaRead, RdmaWrite, Transport};
-use crate::ah::{AddressHandle, AhInner};
+use crate::ah::AddressHandle;
 use crate::inflight::Held;
 use crate::mr::{Buffer, RegionRef, RemoteSlice, SharedSlice};
 
@@ -111,7 +110,7 @@ pub(crate) enum Action {
     Send,
     SendImm(u32),
     SendInvalidate(u32),
-    SendTo { address: Arc<AhInner>, qp_num: u32, qkey: u32, imm: Option<u32> },
+    SendTo { address: AddressHandle, qp_num: u32, qkey: u32, imm: Option<u32> },
     Write(RemoteSlice),
     WriteImm(RemoteSlice, u32),
     Read(RemoteSlice),
@@ -179,7 +178,7 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
     where
         T: Datagram,
     {
-        let address = Arc::clone(&address.inner);
+        let address = address.clone();
         Self::new(Action::SendTo { address, qp_num, qkey, imm: None }, source.into())
     }
 
@@ -194,7 +193,7 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
     where
         T: Datagram,
     {
-        let address = Arc::clone(&address.inner);
+        let address = address.clone();
         Self::new(Action::SendTo { address, qp_num, qkey, imm: Some(imm) }, source.into())
     }
 
