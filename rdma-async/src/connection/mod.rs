@@ -221,11 +221,16 @@ impl<T: Connected> Connection<T> {
     ///
     /// A dropped call leaves the connection open or closed, depending on how far it came.
     pub async fn close(&self) -> Result<(), OperationError> {
+        let idle = self.link.sends_in_flight() == 0;
         let result = match self.link.why_ended() {
             Some(Ended::Closed | Ended::ClosedByPeer) => Ok(()),
             Some(reason) => Err(reason.clone().into()),
             // A send queue completes in order: when this is done, so is what was posted before.
-            None => self.link.probe().await,
+            None => match self.link.probe().await {
+                // Both sides closed at the same time.
+                Err(OperationError::Ended(Ended::ClosedByPeer)) if idle => Ok(()),
+                result => result,
+            },
         };
         self.link.end(Ended::Closed);
         if let Some(watcher) = self.watcher.lock().await.take() {

@@ -1,0 +1,16 @@
+//! What the integration tests share.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it, and fails by panicking")]
+
+use rdma_async::{Config, Connected, Connection, Domain, Listener, connect};
+
+/// A domain on the device that `RDMA_TEST_DEVICE` names; else on the one the library chooses.
+pub fn domain() -> Domain {
+    Domain::open(std::env::var("RDMA_TEST_DEVICE").ok().as_deref()).unwrap()
+}
+
+/// Two ends of a connection.
+pub async fn pair<T: Connected>(domain: &Domain, config: &Config<T>) -> (Connection<T>, Connection<T>) {
+    let listener = Listener::bind("127.0.0.1:0", domain, config).await.unwrap();
+    let (a, b) = tokio::join!(connect(listener.local_addr(), domain, config), listener.accept());
+    (a.unwrap(), b.unwrap())
+}
