@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The kernel's Soft-RoCE in a User-Mode Linux guest: devices, the integration suite, the examples, interoperation with the soft
+# device. Prints a table and `N passed, N failed, N skipped`; fails when anything failed or no device came up.
+# usage: ci/rxe.sh [JOB...]      jobs: the files in ci/rxe/jobs, without .sh; default: all
+#
+# RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
+. "$(dirname "$0")/lib.sh"
+need ibverbs-providers ibverbs-utils iproute2 busybox-static xz-utils jq util-linux
+target=${CARGO_TARGET_DIR:-$PWD/target}
+export CARGO_TARGET_DIR=$target
+out=$target/rxe/out
+rm -rf "$out"
+mkdir -p "$out"
+
+if [ "${RXE_KERNEL:-}" = build ]; then
+  step "building the kernel"
+  export RXE_KERNEL=$target/rxe/linux-uml-built
+  [ -x "$RXE_KERNEL" ] || bash ci/rxe/build-kernel.sh "$RXE_KERNEL"
+fi
+
+jobs=("$@")
+if [ $# -eq 0 ]; then
+  for job in ci/rxe/jobs/*.sh; do jobs+=("$(basename "$job" .sh)"); done
+fi
+
+# What the jobs run is built here, with this machine's toolchain: the guest sees the same files.
+prepare() {
+  case $1 in
+    suite)
+      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json |
+        jq -r 'select(.reason == "compiler-artifact" and .executable != null and (.target.kind | index("test"))) | [.target.name, .executable] | @tsv' \
+          >"$2/tests.list"
+      [ -s "$2/tests.list" ] || { echo "error: tests/ has no integration test" >&2; return 1; }
+      ;;
+    examples)
+      cargo build --release --locked --examples
+      while read -r name arguments; do
+        [ -z "$name" ] || printf '%s %s %s\n' "$name" "$target/release/examples/$name" "$arguments"
+      done < <(grep -v '^#' ci/rxe/examples.list) >"$2/examples.list"
+      ;;
+  esac
+}
+
+for job in "${jobs[@]}"; do
+  [ -e "ci/rxe/jobs/$job.sh" ] || { echo "error: there is no job $job" >&2; exit 2; }
+  step "$job"
+  mkdir -p "$out/$job"
+  prepare "$job" "$out/$job"
+  status=0
+  bash ci/rxe/guest-run.sh "ci/rxe/jobs/$job.sh" "$out/$job" || status=$?
+  [ "$status" = 0 ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "status $status" >>"$out/$job/results.tsv"
+  [ -s "$out/$job/results.tsv" ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "no results" >>"$out/$job/results.tsv"
+  awk -F'\t' '{ printf "%-8s %-14s %-60s %s\n", $1, $2, $3, $4 }' "$out/$job/results.tsv"
+done
+
+step "rxe: results (logs in $out)"
+cat "$out"/*/results.tsv | awk -F'\t' '
+  { n[$1]++ }
+  $1 == "FAILED" { failed = failed sprintf("FAILED   %s: %s (%s)\n", $2, $3, $4) }
+  $1 == "skipped" { skipped = skipped sprintf("skipped  %s: %s (%s)\n", $2, $3, $4) }
+  END {
+    printf "%s%s%d passed, %d failed, %d skipped\n", failed, skipped, n["ok"], n["FAILED"], n["skipped"]
+    exit n["FAILED"] > 0
+  }'

@@ -1,0 +1,47 @@
+#!/bin/bash
+# The integration suite on rxe: every test binary in /run/out/tests.list (NAME PATH), one test at a time.
+#
+# A test that cannot run on this device prints a line "skipped: REASON" and returns.
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
+
+one_rxe || { result FAILED suite rxe0 "no device came up"; exit 1; }
+export RDMA_TEST_DEVICE=rxe0
+cd "$root" || exit
+
+while IFS=$'\t' read -r name path; do
+  log=/run/out/suite-$name.log
+  status=0
+  timeout --kill-after=5 "${RXE_TEST_SECONDS:-120}" "$path" --test-threads=1 --show-output >"$log" 2>&1 || status=$?
+  awk -v group="$name" -v status="$status" -v seconds="${RXE_TEST_SECONDS:-120}" -v OFS='\t' '
+    /^test .* \.\.\. / {
+      test = $0
+      sub(/^test /, "", test)
+      sub(/ - should panic/, "", test)
+      verdict = test
+      sub(/ \.\.\. .*/, "", test)
+      sub(/.* \.\.\. /, "", verdict)
+      order[++count] = test
+      verdicts[test] = verdict
+    }
+    /^---- .* stdout ----$/ { current = $2 }
+    /^skipped: / && current != "" { reasons[current] = substr($0, 10) }
+    /^(panicked at|thread .* panicked at)/ { panics[current] = $0 }
+    END {
+      for (i = 1; i <= count; i++) {
+        test = order[i]
+        if (verdicts[test] ~ /^ok/) {
+          if (test in reasons) print "skipped", group, test, reasons[test]
+          else print "ok", group, test, ""
+        } else if (verdicts[test] ~ /^ignored/) {
+          print "skipped", group, test, verdicts[test]
+        } else {
+          failed++
+          print "FAILED", group, test, panics[test]
+        }
+      }
+      if (status == 124 || status == 137) print "FAILED", group, "(the binary)", "no end within " seconds " s, in or after " test
+      else if (status != 0 && !failed) print "FAILED", group, "(the binary)", "status " status
+      else if (!count) print "FAILED", group, "(the binary)", "no test ran"
+    }' "$log" >>/run/out/results.tsv
+done </run/out/tests.list
