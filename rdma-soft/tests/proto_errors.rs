@@ -269,3 +269,18 @@ fn to_error_flushes_everything_in_order() {
     pair.drive();
     assert_eq!(pair.client.sent(), []);
 }
+
+/// A message that was delivered is acknowledged even if its receiver fails before it says so.
+#[test]
+fn a_held_acknowledgement_survives_the_error_state() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 64);
+    pair.server.host.post_receive(7, &[target]);
+    pair.client.post(1, SendOperation::Send, &[source]);
+    pair.hold_acks = true;
+    pair.drive_for(100_000);
+    assert_eq!(pair.server.received(), [(7, OK)]);
+    pair.server.qp.to_error(&mut pair.server.host);
+    pair.hold_acks = false;
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(1, OK)]);
+}

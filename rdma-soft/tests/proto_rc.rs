@@ -415,3 +415,20 @@ fn a_short_buffer_sends_nothing_and_breaks_nothing() {
     pair.drive();
     assert_eq!(pair.client.sent(), [(1, OK)]);
 }
+
+#[test]
+fn responses_and_requests_take_turns() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 32 * 1024);
+    pair.client.post(1, read_from(target), &[source]);
+    pair.transmit();
+    pair.server.post(2, write_to(source), &[target]);
+    pair.now = rdma_soft::proto::Time::from_nanoseconds(6_000);
+    let request = pair.links[0].receive(6_000).expect("the request arrived");
+    pair.inject(true, &request);
+    pair.trace = Some(vec![]);
+    pair.transmit();
+    let opcodes = pair.server_trace();
+    let is_write = |opcode: &u8| (6..=8).contains(opcode);
+    assert_eq!(opcodes.len(), 64);
+    assert_eq!(opcodes[..32].iter().filter(|opcode| is_write(opcode)).count(), 16);
+}

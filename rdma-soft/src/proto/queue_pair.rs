@@ -39,6 +39,8 @@ pub struct QueuePair {
     congestion: CongestionConfig,
     /// Whether a packet was received since RTR.
     established: bool,
+    /// Whether the last packet was a response.
+    responded: bool,
     pub(super) sq: SendQueue,
     pub(super) req: Requester,
     pub(super) resp: Responder,
@@ -56,6 +58,7 @@ impl QueuePair {
             attributes: Attributes::default(),
             congestion: config.congestion,
             established: false,
+            responded: false,
             sq: SendQueue::new(config),
             req: Requester::new(&config.congestion),
             resp: Responder::new(),
@@ -129,12 +132,23 @@ impl QueuePair {
         acks: Acks,
         out: &mut [u8],
     ) -> Option<Transmit> {
-        if let Some(response) = self.poll_response(host, out) {
-            return Some(response);
-        }
-        if let Some(request) = self.poll_request(now, host, out) {
+        // A long READ response and our own requests take turns.
+        if self.responded
+            && let Some(request) = self.poll_request(now, host, out)
+        {
+            self.responded = false;
             return Some(request);
         }
+        if let Some(response) = self.poll_response(host, out) {
+            self.responded = true;
+            return Some(response);
+        }
+        if !self.responded
+            && let Some(request) = self.poll_request(now, host, out)
+        {
+            return Some(request);
+        }
+        self.responded = false;
         match acks {
             Acks::Hold => None,
             Acks::Flush => self.poll_ack(host, out),
@@ -160,7 +174,9 @@ impl QueuePair {
     }
 
     /// Moves to another state, or changes attributes in the same (INIT, RTS, SQD). Which attributes are read is
-    /// said at [`Attributes`]. RESET forgets all work without completions; ERR flushes it.
+    /// said at [`Attributes`]. RESET forgets all work without completions, and the host forgets its current
+    /// receive; ERR flushes it. An acknowledgement that waits for company survives ERR and not RESET: flush it
+    /// before, and before the queue pair is destroyed, or the peer takes a delivered message for lost.
     pub fn modify<H: Host>(
         &mut self,
         _now: Time,

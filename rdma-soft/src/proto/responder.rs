@@ -48,11 +48,12 @@ impl Responder {
         *self = Self { resources: std::mem::take(&mut self.resources), ..Self::new() };
     }
 
-    /// Forgets everything that waits to be sent.
+    /// Forgets the responses that wait to be sent. An acknowledgement that waits for company stays: a device
+    /// that does not hold acknowledgements back would have sent it long ago.
     pub(super) fn cancel(&mut self) {
+        self.ack_due &= !self.resources.any_pending();
         self.resources.cancel();
         self.nak = None;
-        self.ack_due = false;
     }
 
     fn message_done(&mut self) {

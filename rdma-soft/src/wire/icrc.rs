@@ -19,56 +19,72 @@ const BTH_RESERVED: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Icrc(u32);
 
-impl Icrc {
-    /// The ICRC of a packet over IPv4. `transport` is BTH to padding. Traffic class, hop limit and UDP
-    /// checksum do not matter, the lengths, the identification and the don't-fragment bit do.
+/// The ICRC of the headers before BTH. The same for all packets of one length between two sockets, so worth keeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcrcPrefix(u32);
+
+impl IcrcPrefix {
+    /// Headers over IPv4. Traffic class, hop limit and UDP checksum do not matter, the lengths, the
+    /// identification and the don't-fragment bit do.
     #[must_use]
-    pub fn ipv4(ip: &Ipv4Repr, udp: &UdpRepr, transport: &[u8]) -> Self {
-        const LEN: usize = 8 + Ipv4Repr::LEN;
-        let mut head = [0xff; LEN];
+    pub fn ipv4(ip: &Ipv4Repr, udp: &UdpRepr) -> Self {
+        let mut head = [0xff; 8 + Ipv4Repr::LEN + UdpRepr::LEN];
         let masked = Ipv4Repr { traffic_class: 0xff, hop_limit: 0xff, ..*ip };
-        if let Some(out) = head.last_chunk_mut() {
+        if let Some(out) = head[8..].first_chunk_mut() {
             masked.emit_without_checksum(out);
         }
         head[8 + 10] = 0xff;
         head[8 + 11] = 0xff;
-        Self::of(&head, udp, transport)
+        Self::of(&mut head, udp)
     }
 
-    /// The ICRC of a packet over IPv6. `transport` is BTH to padding. Traffic class, flow label, hop limit
-    /// and UDP checksum do not matter.
+    /// Headers over IPv6. Traffic class, flow label, hop limit and UDP checksum do not matter.
     #[must_use]
-    pub fn ipv6(ip: &Ipv6Repr, udp: &UdpRepr, transport: &[u8]) -> Self {
-        const LEN: usize = 8 + Ipv6Repr::LEN;
-        let mut head = [0xff; LEN];
+    pub fn ipv6(ip: &Ipv6Repr, udp: &UdpRepr) -> Self {
+        let mut head = [0xff; 8 + Ipv6Repr::LEN + UdpRepr::LEN];
         let masked = Ipv6Repr { traffic_class: 0xff, flow_label: 0xf_ffff, hop_limit: 0xff, ..*ip };
-        if let Some(out) = head.last_chunk_mut() {
+        if let Some(out) = head[8..].first_chunk_mut() {
             masked.emit(out);
         }
-        Self::of(&head, udp, transport)
+        Self::of(&mut head, udp)
     }
 
-    fn of(head: &[u8], udp: &UdpRepr, transport: &[u8]) -> Self {
-        // One run over all that is short is faster than several.
-        const ROOM: usize = 8 + Ipv6Repr::LEN + UdpRepr::LEN + BthRepr::LEN;
-        let mut short = [0; ROOM];
-        let (bth, rest) = transport.split_at(transport.len().min(BthRepr::LEN));
-        let udp_end = head.len() + UdpRepr::LEN;
-        let end = udp_end + bth.len();
-        short[..head.len()].copy_from_slice(head);
-        if let Some(out) = short[head.len()..].first_chunk_mut() {
+    fn of(head: &mut [u8], udp: &UdpRepr) -> Self {
+        if let Some(out) = head.last_chunk_mut() {
             UdpRepr { checksum: 0xffff, ..*udp }.emit(out);
         }
-        short[udp_end..end].copy_from_slice(bth);
-        if bth.len() > BTH_RESERVED {
-            short[udp_end + BTH_RESERVED] = 0xff;
-        }
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&short[..end]);
+        Self(crc32fast::hash(head))
+    }
+
+    /// The ICRC of a packet with these headers. `transport` is BTH to padding.
+    #[must_use]
+    pub fn icrc(self, transport: &[u8]) -> Icrc {
+        let mut hasher = crc32fast::Hasher::new_with_initial(self.0);
+        // BTH is copied to be masked; a short packet goes along, for one run is faster than two.
+        let mut masked = [0; 128];
+        let split = if transport.len() <= masked.len() { transport.len() } else { BthRepr::LEN };
+        let (front, rest) = transport.split_at(split);
+        masked[..split].copy_from_slice(front);
+        masked[BTH_RESERVED] = 0xff;
+        hasher.update(&masked[..split]);
         if !rest.is_empty() {
             hasher.update(rest);
         }
-        Self(hasher.finalize())
+        Icrc(hasher.finalize())
+    }
+}
+
+impl Icrc {
+    /// The ICRC of a packet over IPv4, see [`IcrcPrefix::ipv4`]. `transport` is BTH to padding.
+    #[must_use]
+    pub fn ipv4(ip: &Ipv4Repr, udp: &UdpRepr, transport: &[u8]) -> Self {
+        IcrcPrefix::ipv4(ip, udp).icrc(transport)
+    }
+
+    /// The ICRC of a packet over IPv6, see [`IcrcPrefix::ipv6`]. `transport` is BTH to padding.
+    #[must_use]
+    pub fn ipv6(ip: &Ipv6Repr, udp: &UdpRepr, transport: &[u8]) -> Self {
+        IcrcPrefix::ipv6(ip, udp).icrc(transport)
     }
 
     /// The last four bytes of a packet.
