@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use rdma_core::{Error, Notify};
+use rdma_core::{Error, Notify, PollError};
 
 use crate::{
     counters::QueueCounters,
@@ -72,6 +72,18 @@ impl CompletionQueue {
     #[must_use]
     pub fn wait_mode(&self) -> WaitMode {
         self.shared.mode
+    }
+
+    /// Dispatches what has completed, without waiting; gives the number of completions.
+    ///
+    /// Operations do this themselves. It is for a program that waits for its *memory* to change, because a peer writes it:
+    /// nothing completes then, but a device in software receives when its queue is asked.
+    ///
+    /// # Errors
+    ///
+    /// The queue cannot be read.
+    pub fn dispatch(&self) -> Result<usize, PollError> {
+        self.shared.cq.dispatch()
     }
 
     /// What happened on this queue so far.
