@@ -3,11 +3,28 @@
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// What the server prints, followed by its address, once it accepts connections.
 pub const READY: &str = "listening on ";
+
+/// The soft device's capture file. Two processes must not write to one.
+const CAPTURE: &str = "RDMA_SOFT_PCAP";
+
+/// `name.pcap` becomes `name.server.pcap`, unless the process id keeps the two apart.
+fn server_capture(file: &Path) -> PathBuf {
+    if file.as_os_str().to_string_lossy().contains("%p") {
+        return file.to_owned();
+    }
+    let mut extension = OsString::from("server");
+    if let Some(own) = file.extension() {
+        extension.push(".");
+        extension.push(own);
+    }
+    file.with_extension(extension)
+}
 
 /// This program, running as a server; ended when dropped.
 #[derive(Debug)]
@@ -28,11 +45,12 @@ impl Server {
         I: IntoIterator,
         I::Item: Into<OsString>,
     {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(arguments.into_iter().map(Into::into))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null()).stdout(Stdio::piped());
+        if let Some(file) = std::env::var_os(CAPTURE) {
+            command.env(CAPTURE, server_capture(Path::new(&file)));
+        }
+        let mut child = command.spawn()?;
         let lines =
             BufReader::new(child.stdout.take().ok_or_else(|| io::Error::other("no pipe to the server"))?);
         for line in lines.lines() {

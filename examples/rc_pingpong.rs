@@ -1,0 +1,338 @@
+//! Latency of messages over a reliable connection.
+//!
+//! ```sh
+//! cargo run --release --example rc_pingpong                      # two processes on this machine
+//! cargo run --release --example rc_pingpong -- --listen 0.0.0.0:7471    # one host
+//! cargo run --release --example rc_pingpong -- 192.0.2.1:7471           # the other
+//! ```
+//!
+//! One iteration sends a message of the chosen size and waits for the answer of the same size, and for the completion of its own
+//! send. What is reported is half of that round trip, as perftest does. Every byte of every message is checked.
+
+use std::error::Error;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use rdma_async::{Config, Domain, Listener, RcConnection, connect};
+use rdma_core::{Buffer, RemoteAccess, RemoteSlice, SharedRegion};
+use rdma_workbench::cli::{self, DeviceOptions, Mode, OpenDevice, name_of};
+use rdma_workbench::latency::{HalfRtt, RoundTrips};
+use rdma_workbench::local::{READY, Server};
+use rdma_workbench::payload;
+use serde::{Deserialize, Serialize};
+
+/// Measures the latency of RDMA messages; without ADDR:PORT or --listen between two processes on this machine.
+///
+/// Reports half of the round trip in microseconds, by percentiles, and round trips per second. An iteration ends when the
+/// answer has arrived and the send has completed.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    /// Connect to a server started with --listen
+    #[arg(value_name = "ADDR:PORT", conflicts_with = "listen")]
+    server: Option<String>,
+    /// Be the server for one client; port 0 takes a free one and says which
+    #[arg(short, long, value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// Message size in bytes; at the server, the size of its receive buffers
+    #[arg(short, long, default_value_t = 64)]
+    size: usize,
+    /// Round trips, after a tenth as many for warming up
+    #[arg(short = 'n', long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    iters: u32,
+    /// How to wait for completions
+    #[arg(short, long, value_enum, default_value_t = Mode::Adaptive)]
+    mode: Mode,
+    /// What carries the message; with `write` the target polls its memory, whatever the mode
+    #[arg(long, value_enum, default_value_t = Verb::Send)]
+    verb: Verb,
+    /// Print one JSON object on standard output instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceOptions,
+    /// Give up when no client connects in so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    accept_timeout: Option<u64>,
+}
+
+/// The operation that carries a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Verb {
+    /// SEND into a posted receive
+    Send,
+    /// RDMA WRITE into the peer's memory
+    Write,
+    /// RDMA WRITE with immediate data, which completes a receive at the target
+    WriteImm,
+}
+
+/// What the client asks of the server.
+#[derive(Debug, Serialize, Deserialize)]
+struct Job {
+    verb: Verb,
+    size: usize,
+    rounds: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    gid: String,
+    mtu: u32,
+    mode: String,
+    verb: Verb,
+    size: usize,
+    iters: u32,
+    half_rtt_us: HalfRtt,
+    round_trips_per_s: f64,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let name = if options.listen.is_some() { "rc_pingpong (server)" } else { "rc_pingpong" };
+    cli::exit(name, run(&options))
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    if options.verb == Verb::Write && options.size == 0 {
+        return Err("--verb write needs a --size of at least 1: its target waits for the last byte to change".into());
+    }
+    // One thread: the future that waits is the one that polls, with no hop in between.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(address) = &options.listen {
+        return runtime.block_on(serve(address, options));
+    }
+    let local = match &options.server {
+        Some(_) => None,
+        None => Some(start_server()?),
+    };
+    let address = match (&options.server, &local) {
+        (Some(address), _) => address.clone(),
+        (None, Some(server)) => server.address().to_string(),
+        (None, None) => unreachable!("a server is started when none is named"),
+    };
+    runtime.block_on(measure(&address, options))?;
+    if let Some(server) = local {
+        let status = server.finish(Duration::from_secs(10))?;
+        if !status.success() {
+            return Err(format!("the server process failed ({status})").into());
+        }
+    }
+    Ok(())
+}
+
+/// The second process: this program with the same arguments, listening on a free loopback port.
+fn start_server() -> Result<Server, Box<dyn Error>> {
+    let same = std::env::args_os().skip(1);
+    let server = ["--listen", "127.0.0.1:0", "--accept-timeout", "30"].map(Into::into);
+    Ok(Server::start(same.chain(server))?)
+}
+
+/// One side's connection and the memory that its peer may write.
+struct Side {
+    connection: RcConnection,
+    region: SharedRegion,
+}
+
+fn config(options: &Options, device: &OpenDevice, region: &SharedRegion) -> Config<rdma_core::qp::transport::Rc> {
+    device
+        .configure(Config::rc())
+        .wait_mode(options.mode.into())
+        .message_size(options.size.max(1))
+        .receive_depth(4)
+        .send_depth(4)
+        .spare_buffers(4)
+        .regions([region.remote()])
+}
+
+async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+    let device = options.device.open()?;
+    let domain = Domain::new(&device.context)?;
+    let region = domain.protection_domain().share(vec![0; options.size.max(1)], RemoteAccess::WRITE)?;
+    let listener = Listener::bind(address, &domain, &config(options, &device, &region)).await?;
+    let address: SocketAddr = listener.local_addr();
+    println!("{READY}{address}");
+    std::io::stdout().flush()?;
+    if std::io::stderr().is_terminal() && options.accept_timeout.is_none() {
+        eprintln!("{device}");
+    }
+
+    let accepted = match options.accept_timeout {
+        Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), listener.accept())
+            .await
+            .map_err(|_| format!("no client connected within {seconds} s"))?,
+        None => listener.accept().await,
+    };
+    let connection = accepted?;
+    drop(listener);
+    let job: Job = serde_json::from_slice(connection.peer_data())
+        .map_err(|e| format!("the peer is no rc_pingpong, or of another version: {e}"))?;
+    let side = Side { connection, region };
+    let mut buffer = side.connection.pool().acquire().await;
+    for sequence in 0..job.rounds {
+        receive(&side, &job, sequence).await?;
+        let message = message(buffer, &job, sequence);
+        buffer = send(&side, &job, message).await?;
+    }
+    side.connection.close().await?;
+    Ok(())
+}
+
+async fn measure(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+    let device = options.device.open()?;
+    if !options.json {
+        println!("{device}");
+        println!("mode    {}, {} of {} bytes", name_of(options.mode), name_of(options.verb), options.size);
+    }
+    let warm_up = u64::from(options.iters / 10).max(1);
+    let job = Job { verb: options.verb, size: options.size, rounds: warm_up + u64::from(options.iters) };
+    let domain = Domain::new(&device.context)?;
+    let region = domain.protection_domain().share(vec![0; options.size.max(1)], RemoteAccess::WRITE)?;
+    let config = config(options, &device, &region).private_data(serde_json::to_vec(&job)?);
+    let connection = connect(address, &domain, &config).await?;
+    let side = Side { connection, region };
+
+    let progress = progress(options, job.rounds);
+    let mut trips = RoundTrips::new();
+    let mut total = Duration::ZERO;
+    let mut buffer = side.connection.pool().acquire().await;
+    for sequence in 0..job.rounds {
+        let message = message(buffer, &job, sequence);
+        let begin = Instant::now();
+        buffer = send(&side, &job, message).await?;
+        let arrived = arrival(&side, &job, sequence).await?;
+        let time = begin.elapsed();
+        check(&side, &job, sequence, arrived)?;
+        if sequence >= warm_up {
+            trips.record(time);
+            total += time;
+        }
+        if sequence.is_multiple_of(1024) {
+            progress.set_position(sequence);
+        }
+    }
+    progress.finish_and_clear();
+    side.connection.close().await?;
+
+    let report = Report {
+        device: device.context.name().to_owned(),
+        gid: device.gid_text(),
+        mtu: device.mtu.bytes(),
+        mode: name_of(options.mode),
+        verb: options.verb,
+        size: options.size,
+        iters: options.iters,
+        half_rtt_us: trips.half(),
+        round_trips_per_s: (f64::from(options.iters) / total.as_secs_f64()).round(),
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!("\nhalf round trip of {} messages, us\n{}", report.iters, report.half_rtt_us);
+        println!("\n{} round trips per second", report.round_trips_per_s);
+    }
+    Ok(())
+}
+
+/// Message number `sequence`. The last byte of a written message differs from that of the message before: the target sees by it
+/// that the message is there.
+fn message(mut buffer: Buffer, job: &Job, sequence: u64) -> Buffer {
+    buffer.set_len(job.size);
+    payload::fill(&mut buffer, sequence);
+    if job.verb == Verb::Write {
+        buffer[job.size - 1] = marker(sequence);
+    }
+    buffer
+}
+
+/// Never zero, as fresh memory is, and never twice in a row.
+fn marker(sequence: u64) -> u8 {
+    u8::try_from(sequence % 255).unwrap_or(0) + 1
+}
+
+/// Sends a message and waits for its completion.
+async fn send(side: &Side, job: &Job, message: Buffer) -> Result<Buffer, Box<dyn Error>> {
+    let (result, buffer) = match job.verb {
+        Verb::Send => side.connection.send(message).await,
+        Verb::Write => side.connection.write(message, target(side)?).await,
+        Verb::WriteImm => side.connection.write_with_imm(message, target(side)?, 0).await,
+    };
+    result?;
+    Ok(buffer)
+}
+
+/// The peer's memory.
+fn target(side: &Side) -> Result<RemoteSlice, Box<dyn Error>> {
+    side.connection.peer_regions().first().copied().ok_or_else(|| "the peer opened no memory to write to".into())
+}
+
+/// Waits for message number `sequence`: the received message, or `None` when it was written to this side's memory.
+async fn arrival(side: &Side, job: &Job, sequence: u64) -> Result<Option<rdma_async::Message>, Box<dyn Error>> {
+    match job.verb {
+        Verb::Send => return Ok(Some(side.connection.recv().await?)),
+        Verb::WriteImm => {
+            side.connection.recv().await?;
+        }
+        Verb::Write => {
+            let mut last = [0];
+            let mut spins = 0_u32;
+            loop {
+                side.region.copy_out(job.size - 1, &mut last)?;
+                if last[0] == marker(sequence) {
+                    break;
+                }
+                // Nothing completes here when a peer writes; a device in software receives when its queue is asked.
+                side.connection.completion_queue().dispatch()?;
+                spins += 1;
+                if spins.is_multiple_of(256) {
+                    if let Some(reason) = side.connection.ended() {
+                        return Err(reason.into());
+                    }
+                    // The peer's end shows on a socket that the runtime watches.
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Checks every byte of message number `sequence`.
+fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Message>) -> Result<(), Box<dyn Error>> {
+    let length = |found: usize| match found == job.size {
+        true => Ok(()),
+        false => Err(format!("message {sequence} has {found} bytes, not {}", job.size)),
+    };
+    match arrived {
+        Some(message) => {
+            length(message.len())?;
+            payload::check(&message, sequence)?;
+        }
+        None => {
+            let mut bytes = vec![0; job.size];
+            side.region.copy_out(0, &mut bytes)?;
+            // The marker in the last place was checked when it arrived.
+            let checked = if job.verb == Verb::Write { job.size - 1 } else { job.size };
+            payload::check(&bytes[..checked], sequence)?;
+        }
+    }
+    Ok(())
+}
+
+async fn receive(side: &Side, job: &Job, sequence: u64) -> Result<(), Box<dyn Error>> {
+    let arrived = arrival(side, job, sequence).await?;
+    check(side, job, sequence, arrived)
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress(options: &Options, rounds: u64) -> indicatif::ProgressBar {
+    if options.json || !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    indicatif::ProgressBar::new(rounds)
+}
