@@ -165,7 +165,7 @@ impl Device {
             let now = self.now();
             if now.nanoseconds() >= self.next_deadline.load(Ordering::Relaxed) || self.lists.runnable.len() > 0 {
                 self.serve_lists(now, scratch);
-                self.serve_touched(now, scratch);
+                self.serve_touched(scratch);
             }
         });
     }
@@ -176,13 +176,12 @@ impl Device {
         let mut empty = LINGER;
         loop {
             let worked = scratch::with(|scratch| {
-                let now = self.now();
                 let mut worked = false;
                 if let Ok(mut receiver) = self.receiver.try_lock() {
-                    worked |= self.receive(&mut receiver, now, scratch);
+                    worked |= self.receive(&mut receiver, scratch);
                 }
-                worked |= self.serve_touched(now, scratch);
-                worked |= self.serve_lists(now, scratch);
+                worked |= self.serve_touched(scratch);
+                worked |= self.serve_lists(self.now(), scratch);
                 worked
             });
             if worked {
@@ -202,8 +201,7 @@ impl Device {
     }
 
     fn has_work(&self) -> bool {
-        self.lists.acks.len() > 0
-            || self.lists.runnable.len() > 0
+        self.lists.has_work()
             || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
     }
 }

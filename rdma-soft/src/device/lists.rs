@@ -25,6 +25,11 @@ impl Lists {
             timers: Timers::default(),
         }
     }
+
+    /// Whether a queue pair waits for its turn or to send an acknowledgement.
+    pub(super) fn has_work(&self) -> bool {
+        self.acks.len() > 0 || self.runnable.len() > 0
+    }
 }
 
 /// A queue of queue pairs, each at most once.

@@ -24,6 +24,8 @@ use crate::proto::{Acks, Time};
 /// Empty polls after which the processor is given away. A packet from another process takes some polls
 /// to come; one that is later than that may come from a process that waits for this processor.
 const YIELD_AFTER: u32 = 16;
+/// Polls in vain between two looks at the timers.
+const TIMERS_EVERY: u32 = 8;
 /// Queue pairs that one call looks after before it returns to its caller.
 const PER_CALL: usize = 64;
 /// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
@@ -44,7 +46,7 @@ impl Device {
                 scratch.idle_polls = 0;
                 return n;
             }
-            scratch.idle_polls += 1;
+            scratch.idle_polls = scratch.idle_polls.wrapping_add(1);
             if scratch.idle_polls >= YIELD_AFTER {
                 std::thread::yield_now();
             }
@@ -55,13 +57,12 @@ impl Device {
     /// Does the device's work until `found` has something or the socket is empty.
     pub(crate) fn drive_until<T>(&self, mut found: impl FnMut() -> Option<T>) -> Option<T> {
         scratch::with(|scratch| {
-            self.drives.fetch_add(1, Ordering::Relaxed);
+            self.count_drive();
             let mut receiver = self.receiver();
             loop {
-                let now = self.now();
-                self.serve_lists(now, scratch);
-                let received = self.receive(&mut receiver, now, scratch);
-                self.serve_touched(now, scratch);
+                self.serve_lists(self.now(), scratch);
+                let received = self.receive(&mut receiver, scratch);
+                self.serve_touched(scratch);
                 if let Some(found) = found() {
                     return Some(found);
                 }
@@ -72,24 +73,32 @@ impl Device {
         })
     }
 
+    fn count_drive(&self) {
+        // Not exact when threads race, and need not be: it has to move.
+        self.drives.store(self.drives.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
     /// One round of work by a program's thread; whether there was any.
     fn drive(&self, scratch: &mut Scratch) -> bool {
-        self.drives.fetch_add(1, Ordering::Relaxed);
-        let now = self.now();
-        let mut worked = self.serve_lists(now, scratch);
+        self.count_drive();
+        let mut worked = false;
+        // A poll in vain is as short as it can be: the clock is read for a reason only.
+        if self.lists.has_work() || self.has_delayed() || scratch.idle_polls % TIMERS_EVERY == 0 {
+            worked |= self.serve_lists(self.now(), scratch);
+        }
         // Who holds it does the same work at this moment.
         if let Ok(mut receiver) = self.receiver.try_lock() {
-            worked |= self.receive(&mut receiver, now, scratch);
+            worked |= self.receive(&mut receiver, scratch);
         }
-        worked |= self.serve_touched(now, scratch);
+        worked |= self.serve_touched(scratch);
         worked
     }
 
     /// One receive call and what follows from it; whether anything came.
-    pub(super) fn receive(&self, receiver: &mut Receiver, now: Time, scratch: &mut Scratch) -> bool {
+    pub(super) fn receive(&self, receiver: &mut Receiver, scratch: &mut Scratch) -> bool {
         match self.socket.receive(&mut receiver.buffer) {
             Ok(Some(datagrams)) => {
-                self.take_datagrams(&datagrams, now, scratch);
+                self.take_datagrams(&datagrams, self.now(), scratch);
                 true
             }
             // An error is one of the socket's, and no packet came: the transport's timers deal with that.
@@ -120,19 +129,23 @@ impl Device {
     }
 
     /// Lets queue pairs that took packets send what follows from them.
-    pub(super) fn serve_touched(&self, now: Time, scratch: &mut Scratch) -> bool {
-        let mut worked = false;
+    pub(super) fn serve_touched(&self, scratch: &mut Scratch) -> bool {
+        let Some(mut qp) = scratch.touched.pop() else { return false };
+        let now = self.now();
         for _ in 0..PER_CALL {
-            let Some(qp) = scratch.touched.pop() else { return worked };
             self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
-            worked = true;
+            match scratch.touched.pop() {
+                Some(next) => qp = next,
+                None => return true,
+            }
         }
         // Queue pairs of this process can keep each other busy; the rest has its turn with the next call.
+        scratch.touched.add(&qp);
         while let Some(qp) = scratch.touched.pop() {
             self.lists.runnable.add(&qp);
             self.note_deadline(now);
         }
-        worked
+        true
     }
 
     fn serve_timers(&self, now: Time, scratch: &mut Scratch) -> bool {

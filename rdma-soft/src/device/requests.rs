@@ -77,7 +77,7 @@ impl Device {
                 inner.peer = Some(Arc::new(self.peer_at(address, traffic_class)));
             }
             self.settle(qp, inner, Acks::Hold, now, scratch);
-            self.serve_touched(now, scratch);
+            self.serve_touched(scratch);
             Ok(())
         })
     }
@@ -97,7 +97,7 @@ impl Device {
             });
             // What is owed goes with what was posted.
             self.settle(qp, inner, Acks::Flush, now, scratch);
-            self.serve_touched(now, scratch);
+            self.serve_touched(scratch);
         });
     }
 
