@@ -17,7 +17,7 @@ pub struct DeviceOptions {
     pub port: Option<u8>,
     /// Index of the local GID; unless given, RoCE v2 over IPv4 comes first
     #[arg(long, value_name = "INDEX")]
-    pub gid_index: Option<u32>,
+    pub gid_index: Option<u8>,
 }
 
 /// An open device with everything that a report says of it.
@@ -61,7 +61,7 @@ impl DeviceOptions {
             Some(index) => {
                 let gids = context.gids(port)?;
                 let known: Vec<_> = gids.iter().map(|gid| format!("{} ({}, {})", gid.index, gid.gid, gid.gid_type)).collect();
-                let gid = gids.into_iter().find(|gid| gid.index == index);
+                let gid = gids.into_iter().find(|gid| gid.index == u32::from(index));
                 let gid = gid.ok_or_else(|| format!("no GID at index {index}; there are {}", known.join(", ")))?;
                 (Some(gid), "asked for".to_owned())
             }
@@ -86,7 +86,8 @@ impl OpenDevice {
     pub fn configure<T>(&self, config: rdma_async::Config<T>) -> rdma_async::Config<T> {
         let config = config.port(self.port);
         match &self.gid {
-            Some(gid) => config.gid_index(gid.index),
+            // The wire's address vector has eight bits for it.
+            Some(gid) => config.gid_index(u8::try_from(gid.index).unwrap_or(u8::MAX)),
             None => config,
         }
     }
