@@ -75,8 +75,10 @@ impl Drop for Driver {
     }
 }
 
-/// Takes every event, then lets the queues dispatch. It ends when the driver is dropped.
+/// Takes every event and lets the queues dispatch; arms them again once the futures woken had their turn. It ends when the
+/// driver is dropped.
 async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
+    let mut disarmed = Vec::new();
     loop {
         let mut ready = match fd.readable().await {
             Ok(ready) => ready,
@@ -92,6 +94,7 @@ async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
                         .and_then(Weak::upgrade);
                     if let Some(queue) = queue {
                         queue.on_event();
+                        disarmed.push(queue);
                     }
                 }
                 Ok(None) => break,
@@ -102,5 +105,11 @@ async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
             }
         }
         ready.clear_ready();
+        if !disarmed.is_empty() {
+            // A future that was woken counts as a sleeper until it runs, and most post something and sleep again, arming the
+            // queue themselves. To arm it now would cost an event for the completion they look at anyway.
+            tokio::task::yield_now().await;
+            disarmed.drain(..).for_each(|queue| queue.rearm());
+        }
     }
 }

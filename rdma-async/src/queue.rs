@@ -106,22 +106,26 @@ impl Drop for Shared {
 }
 
 impl Shared {
-    /// An event of this queue was taken. Dispatches what is there and arms the queue again if futures still sleep.
+    /// An event of this queue was taken, and with it the queue disarmed: dispatches what is there. `rearm` must follow.
     pub(crate) fn on_event(&self) {
         self.statistics.events.fetch_add(1, Relaxed);
-        let result = if self.sleepers.load(SeqCst) > 0 {
-            self.arm_and_drain()
-        } else {
+        self.armed.store(false, SeqCst);
+        if let Err(error) = self.drain() {
+            trace::queue_failed(&error);
+        }
+    }
+
+    /// Arms the queue again if futures still sleep and none of them did so meanwhile.
+    pub(crate) fn rearm(&self) {
+        // A future that is missed here, because it goes to sleep only now, finds the queue disarmed and arms it.
+        if self.sleepers.load(SeqCst) > 0
+            && !self.armed.swap(true, SeqCst)
+            && let Err(error) = self.arm_and_drain()
+        {
+            // The futures that wait here meet the same error when they poll; a sleeping one does so when its
+            // connection's keep-alive polls.
             self.armed.store(false, SeqCst);
-            // A future that went to sleep before the store counts as a sleeper now; one that comes later arms.
-            self.drain().and_then(|()| match self.sleepers.load(SeqCst) {
-                0 => Ok(()),
-                _ if self.armed.swap(true, SeqCst) => Ok(()),
-                _ => self.arm_and_drain(),
-            })
-        };
-        if let Err(error) = result {
-            self.failed(&error);
+            trace::queue_failed(&error);
         }
     }
 
@@ -135,13 +139,6 @@ impl Shared {
     fn drain(&self) -> Result<(), Error> {
         while self.cq.dispatch()? > 0 {}
         Ok(())
-    }
-
-    fn failed(&self, error: &Error) {
-        // The futures that wait here meet the same error when they poll; a sleeping one does so when its connection's
-        // keep-alive polls.
-        self.armed.store(false, SeqCst);
-        trace::queue_failed(error);
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Config<T> {
     pub(crate) spare_buffers: usize,
     pub(crate) max_sge: u32,
     pub(crate) port: u8,
-    pub(crate) gid_index: Option<u8>,
+    pub(crate) gid_index: Option<u32>,
     pub(crate) private_data: Vec<u8>,
     pub(crate) regions: Vec<RemoteSlice>,
     pub(crate) handshake_timeout: Duration,
@@ -128,7 +128,7 @@ impl<T> Config<T> {
     }
 
     /// The index of the local GID; the first RoCEv2 one of an IPv4 address unless set.
-    pub fn gid_index(mut self, index: u8) -> Self {
+    pub fn gid_index(mut self, index: u32) -> Self {
         self.gid_index = Some(index);
         self
     }

@@ -172,9 +172,11 @@ impl<T: Connected> Prepared<T> {
             .max_recv(config.receive_depth)
             .max_send_sge(config.max_sge)
             .build()?;
-        let endpoint = pair.endpoint(&EndpointOptions { port: config.port, gid_index: config.gid_index })?;
-        let options =
-            ConnectOptions { port: config.port, gid_index: config.gid_index, ..ConnectOptions::default() };
+        let gid_index = config.gid_index.map(u8::try_from).transpose().map_err(|_| Error::Invalid {
+            what: "the GID index is above 255, more than an address vector holds".to_owned(),
+        })?;
+        let endpoint = pair.endpoint(&EndpointOptions { port: config.port, gid_index })?;
+        let options = ConnectOptions { port: config.port, gid_index, ..ConnectOptions::default() };
         let init =
             ConnectedInit { port: options.port, pkey_index: options.pkey_index, access: options.access };
         let pair = pair.init(&init)?;
