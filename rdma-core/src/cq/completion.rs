@@ -1,13 +1,14 @@
 //! Completions as callers see them.
 
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 
 use verbs_sys::{ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status};
 
-use super::poll::{BATCH, Later};
+use super::poll::BATCH;
 use super::status::{CompletionError, Status};
-use crate::inflight::{Health, Held, SlotPayload, WorkQueue};
+use crate::inflight::{Health, Held, SlotPayload};
 use crate::mr::Buffer;
 
 /// What a work request asked for.
@@ -220,21 +221,44 @@ impl Success<'_> {
 pub(crate) struct Item {
     completion: WorkCompletion,
     id: u64,
-    first: Option<Held>,
-    /// Start and length of further entries in `Completions::rest`.
-    pub(crate) rest: (u32, u32),
+    /// Valid while `held` is not 0.
+    first: MaybeUninit<Held>,
+    /// Entries of the list that are here: 0, or 1 and `more`.
+    held: u16,
+    /// Further entries, in `Completions::rest`, in the order of the items.
+    more: u16,
 }
 
 impl Item {
-    pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health, id: u64, first: Option<Held>) -> Item {
-        Item { completion: WorkCompletion::new(wc, opcode, health), id, first, rest: (0, 0) }
+    pub(crate) fn new(completion: WorkCompletion, id: u64, first: Option<Held>) -> Item {
+        let held = u16::from(first.is_some());
+        Item { completion, id, first: first.map_or(MaybeUninit::uninit(), MaybeUninit::new), held, more: 0 }
+    }
+
+    #[inline]
+    fn take_first(&mut self) -> Option<Held> {
+        if self.held == 0 {
+            return None;
+        }
+        self.held = 0;
+        // SAFETY: `held` said that it is valid, and does not any more.
+        Some(unsafe { self.first.assume_init_read() })
+    }
+}
+
+impl Drop for Item {
+    #[inline]
+    fn drop(&mut self) {
+        if self.held != 0 {
+            drop(self.take_first());
+        }
     }
 }
 
 /// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
 #[derive(Default)]
 pub struct Completions {
-    pub(crate) items: Vec<Item>,
+    items: Vec<Item>,
     rest: Vec<Option<Held>>,
 }
 
@@ -252,37 +276,54 @@ impl Completions {
     }
 
     /// Adds a completion and what its slot held.
+    pub(crate) fn push(&mut self, mut item: Item, rest: impl Iterator<Item = Held>) {
+        let before = self.rest.len();
+        self.rest.extend(rest.map(Some));
+        item.more = u16::try_from(self.rest.len() - before).unwrap_or(u16::MAX);
+        self.items.push(item);
+    }
+
+    /// Adds a successful completion and what its slot held, if that is a single entry or none and nothing
+    /// else; false, and nothing changed, otherwise.
     ///
     /// # Safety
     ///
-    /// The payload is that of `slot`, which the caller claimed, and gives up.
+    /// The caller claimed the slot of the payload, and gives the payload up when told true. There was a
+    /// `reserve` for as many calls as come after it.
     #[inline(always)]
-    pub(crate) unsafe fn push(
-        &mut self,
-        queue: &WorkQueue,
-        slot: u32,
-        payload: *mut SlotPayload,
-        wc: &ibv_wc,
-        deferred: &mut Vec<Later>,
-    ) {
-        // SAFETY: the caller owns the payload, and reads it once.
-        let SlotPayload { first, id, keep, held, opcode, .. } = unsafe { payload.read() };
-        let first = if held > 0 {
-            // SAFETY: `held` says that it was written.
-            Some(unsafe { first.assume_init() })
-        } else {
-            None
+    pub(crate) unsafe fn push_simple(&mut self, payload: *mut SlotPayload, wc: &ibv_wc) -> bool {
+        // SAFETY: the caller owns the payload.
+        let held = unsafe { (*payload).held };
+        // SAFETY: as above.
+        let keep = unsafe { (*payload).keep.is_some() };
+        if held > 1 || keep {
+            return false;
+        }
+        let len = self.items.len();
+        debug_assert!(len < self.items.capacity());
+        // SAFETY: `reserve` made room.
+        let item = unsafe { self.items.as_mut_ptr().add(len) };
+        let completion = WorkCompletion {
+            wc: *wc,
+            // SAFETY: the caller owns the payload.
+            opcode: unsafe { (*payload).opcode },
+            cause: None,
         };
-        let mut rest = (0, 0);
-        if held > 1 {
-            // SAFETY: the caller's promise.
-            rest = self.push_rest(unsafe { queue.take_more(slot, held) });
-        }
-        if let Some(keep) = keep {
-            deferred.push(Later::Release(keep));
-        }
-        let completion = WorkCompletion::new(*wc, opcode, &queue.health);
-        self.items.push(Item { completion, id, first, rest });
+        // SAFETY: a place inside the vector's room, and below.
+        unsafe { (&raw mut (*item).completion).write(completion) };
+        // SAFETY: as above.
+        let id = unsafe { (*payload).id };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*item).id).write(id) };
+        // SAFETY: valid or not, as `held` says, in both places. It has one owner: the item, from here on.
+        unsafe { (&raw mut (*item).first).copy_from_nonoverlapping(&raw const (*payload).first, 1) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*item).held).write(held) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*item).more).write(0) };
+        // SAFETY: the item at `len` is complete.
+        unsafe { self.items.set_len(len + 1) };
+        true
     }
 
     #[inline]
@@ -293,30 +334,37 @@ impl Completions {
         }
     }
 
-    pub(crate) fn push_rest(&mut self, held: impl Iterator<Item = Held>) -> (u32, u32) {
-        let start = self.rest.len();
-        self.rest.extend(held.map(Some));
-        let narrow = |n| u32::try_from(n).unwrap_or(u32::MAX);
-        (narrow(start), narrow(self.rest.len() - start))
-    }
-
     #[inline]
-    pub(crate) fn iter(&mut self) -> impl ExactSizeIterator<Item = Completion<'_>> {
-        // Entries of a work request are contiguous and in order, so that each completion can own its part.
-        let mut rest = self.rest.as_mut_slice();
-        self.items.iter_mut().map(move |item| {
-            let n = item.rest.1 as usize;
-            let own = if n == 0 {
-                Default::default()
-            } else {
-                let (own, later) = std::mem::take(&mut rest).split_at_mut(n);
-                rest = later;
-                own
-            };
-            Completion { item, rest: own }
-        })
+    pub(crate) fn iter(&mut self) -> Iter<'_> {
+        Iter { items: self.items.iter_mut(), rest: &mut self.rest }
     }
 }
+
+/// The completions of one poll.
+pub(crate) struct Iter<'a> {
+    items: std::slice::IterMut<'a, Item>,
+    rest: &'a mut [Option<Held>],
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = Completion<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Completion<'a>> {
+        let item = self.items.next()?;
+        let mut own: &'a mut [Option<Held>] = &mut [];
+        if item.more != 0 {
+            (own, self.rest) = std::mem::take(&mut self.rest).split_at_mut(usize::from(item.more));
+        }
+        Some(Completion { item, rest: own })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.items.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Iter<'_> {}
 
 impl fmt::Debug for Completions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -365,7 +413,7 @@ impl Completion<'_> {
     /// receive it shows what was received.
     #[inline]
     pub fn take_buffer(&mut self) -> Option<Buffer> {
-        match self.item.first.take()? {
+        match self.item.take_first()? {
             Held::Buffer(mut buffer) => {
                 if let Some(len) = self.item.completion.received_len() {
                     buffer.truncate(len);
@@ -379,7 +427,7 @@ impl Completion<'_> {
     /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
     /// show what was received.
     pub fn take_buffers(&mut self) -> impl Iterator<Item = Buffer> {
-        let first = self.item.first.take();
+        let first = self.item.take_first();
         let rest = self.rest.iter_mut().filter_map(Option::take);
         let completion = self.item.completion;
         completion.received(first.into_iter().chain(rest))

@@ -8,8 +8,8 @@ use std::task::Waker;
 use verbs_sys::{ibv_wc, ibv_wc_status, inline};
 
 use super::completion::Item;
-use super::{Completions, CqInner, CqState};
-use crate::inflight::{Held, Keep, SlotPayload, WorkQueue, WrId};
+use super::{Completions, CqInner, CqState, WorkCompletion};
+use crate::inflight::{Held, Keep, WorkQueue, WrId};
 
 /// Completions read by one call of the verb.
 pub(crate) const BATCH: usize = 16;
@@ -46,8 +46,8 @@ pub(crate) trait Sink {
     ///
     /// # Safety
     ///
-    /// The payload is that of `slot`, which the caller claimed, and gives up.
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, payload: *mut SlotPayload, wc: &ibv_wc);
+    /// The caller claimed the slot, and gives its payload up.
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc);
 
     /// Counts a completion that went elsewhere: a credit returns.
     fn count(&mut self);
@@ -64,11 +64,11 @@ struct Lending<'a> {
 }
 
 impl Sink for Lending<'_> {
-    #[inline(always)]
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, payload: *mut SlotPayload, wc: &ibv_wc) {
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
         self.credits += 1;
         // SAFETY: the caller's promise.
-        unsafe { self.out.push(queue, slot, payload, wc, self.deferred) };
+        let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
+        self.out.push(item, rest);
     }
 
     #[inline]
@@ -79,6 +79,26 @@ impl Sink for Lending<'_> {
     fn defer(&mut self, later: Later) {
         self.deferred.push(later);
     }
+}
+
+/// What a slot held, as an item and further entries of its list.
+///
+/// # Safety
+///
+/// The caller claimed the slot, and gives its payload up.
+unsafe fn taken(
+    queue: &WorkQueue,
+    slot: u32,
+    wc: &ibv_wc,
+    deferred: &mut Vec<Later>,
+) -> (Item, impl Iterator<Item = Held> + use<>) {
+    // SAFETY: the caller's promise.
+    let taken = unsafe { queue.take(slot) };
+    if let Some(keep) = taken.keep {
+        deferred.push(Later::Release(keep));
+    }
+    let mut held = taken.held.into_iter();
+    (Item::new(WorkCompletion::new(*wc, taken.opcode, &queue.health), taken.id, held.next()), held)
 }
 
 /// A completion of `post_*` on its way to a poller that wants it.
@@ -101,16 +121,11 @@ impl<'a> Parking<'a> {
 }
 
 impl Sink for Parking<'_> {
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, _: *mut SlotPayload, wc: &ibv_wc) {
+    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
         self.credits += 1;
         // SAFETY: the caller's promise.
-        let taken = unsafe { queue.take(slot) };
-        if let Some(keep) = taken.keep {
-            self.deferred.push(Later::Release(keep));
-        }
-        let mut held = taken.held.into_iter();
-        let item = Item::new(*wc, taken.opcode, &queue.health, taken.id, held.next());
-        self.parked.push_back(Parked { item, rest: held.collect() });
+        let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
+        self.parked.push_back(Parked { item, rest: rest.collect() });
     }
 
     fn count(&mut self) {
@@ -123,8 +138,8 @@ impl Sink for Parking<'_> {
 }
 
 impl CqInner {
-    /// Polls once and lends what came to `out`.
-    #[inline]
+    /// Polls once and lends what came to `out`. Not inlined: the loop needs all registers.
+    #[inline(never)]
     pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<(), PollError> {
         out.reserve();
         let mut guard = self.lock_state();
@@ -133,11 +148,29 @@ impl CqInner {
         if !state.parked.is_empty() {
             out.unpark(&mut state.parked);
         }
-        let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
+        let mut credits = 0;
+        let table = &*self.context.queues;
         for wc in &state.wcs[..n] {
+            let id = WrId(wc.wr_id);
+            // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
+            let queue = unsafe { table.find(id).as_ref() };
+            if let Some(queue) = queue
+                && wc.status == ibv_wc_status::IBV_WC_SUCCESS
+                && let Some(slot) = queue.claim_simple(self, id)
+            {
+                // SAFETY: claimed, and given up to `release`; `reserve` made room.
+                let simple = unsafe { out.push_simple(slot.payload(), wc) };
+                if simple {
+                    slot.release();
+                    credits += 1;
+                    continue;
+                }
+            }
+            let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
             self.dispatch_one(wc, &mut sink);
+            credits += sink.credits;
+            out.reserve();
         }
-        let credits = sink.credits;
         if self.settle(state, n, credits) {
             let list = std::mem::take(&mut state.deferred);
             drop(guard);
@@ -213,15 +246,13 @@ impl CqInner {
         }
     }
 
-    #[inline(always)]
+    /// Dispatches a completion to whatever it belongs to.
+    #[inline(never)]
     fn dispatch_one(&self, wc: &ibv_wc, sink: &mut impl Sink) {
         let id = WrId(wc.wr_id);
         let queue = self.context.queues.find(id);
         // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
         let Some(queue) = (unsafe { queue.as_ref() }) else { return self.count_stray() };
-        if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
-            queue.health.note(wc);
-        }
         if !queue.complete(self, id, wc, sink) {
             self.count_stray();
         }
@@ -250,11 +281,8 @@ impl CqInner {
 impl Completions {
     #[cold]
     fn unpark(&mut self, parked: &mut VecDeque<Parked>) {
-        for Parked { mut item, rest } in parked.drain(..) {
-            if !rest.is_empty() {
-                item.rest = self.push_rest(rest.into_iter());
-            }
-            self.items.push(item);
+        for Parked { item, rest } in parked.drain(..) {
+            self.push(item, rest.into_iter());
         }
     }
 }

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
-use verbs_sys::{ibv_sge, ibv_wc, ibv_wc_status};
+use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
 
 use super::held::{Held, Keep};
-use super::slot::{Claim, SlotTable};
+use super::slot::{Claim, FreeSlot, PolledSlot, SlotTable};
 use super::table::{QueueIndex, WrId};
 use crate::cq::{CqInner, Later, Opcode, Parked, Sink};
 use crate::sync::UnsafeCell;
@@ -54,6 +54,10 @@ pub(crate) struct PostState {
     pub(crate) reserved: bool,
     /// Scratch for scatter/gather lists, `max_sge` long.
     pub(crate) sges: Vec<ibv_sge>,
+    /// Scratch for requests of one buffer: only the fields that differ are written each time.
+    pub(crate) sge: ibv_sge,
+    pub(crate) send: ibv_send_wr,
+    pub(crate) recv: ibv_recv_wr,
 }
 
 /// The first error of a queue pair, which explains the flushes behind it.
@@ -126,6 +130,9 @@ pub struct WorkQueue {
     waiters: Mutex<Vec<Waker>>,
 }
 
+// SAFETY: the pointers of the scratch requests are used only while the post lock is held.
+unsafe impl Send for PostState {}
+
 // SAFETY: `more` follows the state of its slot (S-3); `owner` is only compared; all else is Send and Sync.
 unsafe impl Send for WorkQueue {}
 // SAFETY: as above.
@@ -164,6 +171,10 @@ impl WorkQueue {
                 unsignaled: 0,
                 reserved: false,
                 sges: vec![ibv_sge::default(); max_sge as usize],
+                sge: ibv_sge::default(),
+                // SAFETY: integers, null pointers and unions of them: all zeroes are a value.
+                send: unsafe { std::mem::zeroed() },
+                recv: ibv_recv_wr::default(),
             }),
             ring: (0..ring).map(|_| AtomicU64::new(0)).collect(),
             ring_tail: AtomicU32::new(0),
@@ -210,8 +221,8 @@ impl WorkQueue {
     }
 
     /// A free slot.
-    #[inline]
-    pub(crate) fn acquire(&self, post: &mut PostState) -> Option<u32> {
+    #[inline(always)]
+    pub(crate) fn acquire(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
         self.slots.acquire(&mut post.cursor, self.is_fifo())
     }
 
@@ -306,9 +317,18 @@ impl WorkQueue {
         self.ring_head.store(head, Ordering::Relaxed);
     }
 
+    /// The slot of a completion that needs nothing but to be lent: posted for whoever polls, in flight,
+    /// on this completion queue, and with nothing else to see to. The caller holds the lock of `cq`.
+    #[inline(always)]
+    pub(crate) fn claim_simple(&self, cq: *const CqInner, id: WrId) -> Option<PolledSlot<'_, SlotPayload>> {
+        if !std::ptr::eq(self.owner, cq) || self.special.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        self.slots.claim_polled(id.slot(), id.generation())
+    }
+
     /// Dispatches one completion to its slot; false when there is none in flight. The caller holds
     /// the lock of `cq`.
-    #[inline]
     pub(crate) fn complete(&self, cq: *const CqInner, id: WrId, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
         // Completions of a queue with one completion queue come under that one's lock, or are strays.
         let exclusive = std::ptr::eq(self.owner, cq);
@@ -317,21 +337,11 @@ impl WorkQueue {
         }
         let slot = id.slot();
         let claim = self.slots.claim(slot, id.generation(), exclusive);
-        if claim == Claim::Polled && self.special.load(Ordering::Relaxed) == 0 && exclusive {
-            // SAFETY: claimed; the sink takes what the payload holds.
-            unsafe { self.deliver(slot, wc, sink) };
-            // SAFETY: claimed, and emptied.
-            unsafe { self.slots.release(slot) };
-            return true;
-        }
-        self.complete_special(slot, claim, wc, sink)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn complete_special(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
         if claim == Claim::Stray {
             return false;
+        }
+        if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+            self.health.note(wc);
         }
         if self.special.load(Ordering::Relaxed) >= UNSIGNALED {
             // SAFETY: claimed.
@@ -350,7 +360,7 @@ impl WorkQueue {
             Claim::Stray => return,
             Claim::Polled => {
                 // SAFETY: claimed; the sink takes what the payload holds.
-                unsafe { self.deliver(slot, wc, sink) };
+                unsafe { sink.deliver(self, slot, wc) };
                 // SAFETY: claimed, and emptied.
                 unsafe { self.slots.release(slot) };
             }
@@ -385,19 +395,6 @@ impl WorkQueue {
         // SAFETY: claimed, and emptied.
         unsafe { self.slots.release(slot) };
         self.after_release(sink);
-    }
-
-    /// Hands a claimed slot's content to the sink.
-    ///
-    /// # Safety
-    ///
-    /// The caller claimed the slot and gives its payload up.
-    #[inline]
-    unsafe fn deliver(&self, slot: u32, wc: &ibv_wc, sink: &mut impl Sink) {
-        // SAFETY: the caller's promise.
-        let payload = unsafe { self.slots.payload(slot) };
-        // SAFETY: as above.
-        unsafe { sink.deliver(self, slot, payload, wc) };
     }
 
     /// Wakes who waits for a slot, after one was released.

@@ -55,6 +55,51 @@ struct Cold<R> {
     result: UnsafeCell<MaybeUninit<R>>,
 }
 
+/// A slot that the poster acquired.
+pub(crate) struct FreeSlot<'a, P> {
+    slot: &'a Slot<P>,
+    pub(crate) index: u32,
+    word: u32,
+}
+
+impl<P> FreeSlot<'_, P> {
+    /// The payload, the poster's until `publish`.
+    #[inline(always)]
+    pub(crate) fn payload(&self) -> *mut P {
+        self.slot.payload.with_mut(|cell| cell.cast())
+    }
+
+    /// Marks the filled slot as in flight; its generation is the answer. Must come before the verb
+    /// that posts, whose completion may arrive before it returns.
+    #[inline(always)]
+    pub(crate) fn publish(&self, owned: bool) -> u32 {
+        // Release: the payload is written before anyone can claim it.
+        self.slot.word.store(self.word | if owned { SUBMITTED } else { POLLED }, Ordering::Release);
+        self.word >> 8
+    }
+}
+
+/// A slot claimed by `claim_polled`.
+pub(crate) struct PolledSlot<'a, P> {
+    slot: &'a Slot<P>,
+    word: u32,
+}
+
+impl<P> PolledSlot<'_, P> {
+    /// The payload, the caller's until `release`.
+    #[inline(always)]
+    pub(crate) fn payload(&self) -> *mut P {
+        self.slot.payload.with_mut(|cell| cell.cast())
+    }
+
+    /// Gives the slot back; the caller has taken the payload.
+    #[inline(always)]
+    pub(crate) fn release(self) {
+        // Release: what we did to the slot happens before the poster's use of it.
+        self.slot.word.store((self.word & !STATE_MASK).wrapping_add(1 << 8) | FREE, Ordering::Release);
+    }
+}
+
 /// What a completion found at its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
@@ -129,15 +174,16 @@ impl<P, R> SlotTable<P, R> {
     /// In a queue that completes in order (`fifo`), a slot in flight at the cursor is the oldest, and
     /// the search ends: whatever else is free will be found once that completed.
     #[inline]
-    pub(crate) fn acquire(&self, cursor: &mut u32, fifo: bool) -> Option<u32> {
+    pub(crate) fn acquire(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
         let index = *cursor;
+        let slot = self.slots.get(index as usize)?;
         // Acquire: what the party that released the slot did to it happened before.
-        let word = self.slots.get(index as usize)?.word.load(Ordering::Acquire);
+        let word = slot.word.load(Ordering::Acquire);
         if word & STATE_MASK != FREE {
             return self.search(cursor, fifo);
         }
         *cursor = self.after(index);
-        Some(index)
+        Some(FreeSlot { slot, index, word })
     }
 
     #[inline]
@@ -146,13 +192,15 @@ impl<P, R> SlotTable<P, R> {
     }
 
     #[cold]
-    fn search(&self, cursor: &mut u32, fifo: bool) -> Option<u32> {
+    fn search(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
         let mut index = *cursor;
         for _ in 0..self.slots.len() {
-            match self.slots[index as usize].word.load(Ordering::Acquire) & STATE_MASK {
+            let slot = &self.slots[index as usize];
+            let word = slot.word.load(Ordering::Acquire);
+            match word & STATE_MASK {
                 FREE => {
                     *cursor = self.after(index);
-                    return Some(index);
+                    return Some(FreeSlot { slot, index, word });
                 }
                 POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
                 _ => index = self.after(index),
@@ -170,25 +218,26 @@ impl<P, R> SlotTable<P, R> {
     ///
     /// # Safety
     ///
-    /// The caller owns the payload (S-3): it is the poster, which acquired the slot and has not
-    /// published it; the claimer; or the owner of a COMPLETED slot.
+    /// The caller owns the payload (S-3): it is the claimer, or the owner of a COMPLETED slot.
     #[inline]
     pub(crate) unsafe fn payload(&self, index: u32) -> *mut P {
         self.slots[index as usize].payload.with_mut(|cell| cell.cast())
     }
 
-    /// Marks a filled slot as in flight; its generation is the answer. Must come before the verb
-    /// that posts, whose completion may arrive before it returns.
-    #[inline]
-    pub(crate) fn publish(&self, index: u32, owned: bool) -> u32 {
-        let word = &self.slots[index as usize].word;
-        let generation = word.load(Ordering::Relaxed) >> 8;
-        // Release: the payload is written before anyone can claim it.
-        word.store(generation << 8 | if owned { SUBMITTED } else { POLLED }, Ordering::Release);
-        generation
-    }
-
     // ---- the poller ----
+
+    /// The payload of the slot that a completion names, if it was posted for whoever polls and is in
+    /// flight: the common case of `claim`, with `exclusive`. The caller gives it up to [`PolledSlot::release`].
+    #[inline(always)]
+    pub(crate) fn claim_polled(&self, index: u32, generation: u32) -> Option<PolledSlot<'_, P>> {
+        let slot = self.slots.get(index as usize)?;
+        let expected = generation << 8 | POLLED;
+        // Acquire: see `publish`.
+        if slot.word.load(Ordering::Acquire) != expected {
+            return None;
+        }
+        Some(PolledSlot { slot, word: expected })
+    }
 
     /// Claims the slot a completion names. `exclusive` says that only this poller can complete
     /// slots of this table (a queue with one completion queue), which spares an atomic exchange.

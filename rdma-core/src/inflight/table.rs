@@ -62,7 +62,7 @@ impl WrId {
 #[derive(Debug)]
 pub(crate) struct QueueTable {
     /// `MAX_QUEUES` entries, 8 MiB of address space that the kernel backs page by page as used.
-    entries: Box<[AtomicPtr<WorkQueue>]>,
+    entries: Box<[AtomicPtr<WorkQueue>; MAX_QUEUES as usize]>,
     indices: Mutex<Indices>,
     cqs: Mutex<Vec<Weak<CqInner>>>,
 }
@@ -96,9 +96,8 @@ impl QueueTable {
         if ptr.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
-        let slice = std::ptr::slice_from_raw_parts_mut(ptr, MAX_QUEUES as usize);
-        // SAFETY: allocated with the layout of this slice; null pointers are all zeroes.
-        let entries = unsafe { Box::from_raw(slice) };
+        // SAFETY: allocated with the layout of this array; null pointers are all zeroes.
+        let entries = unsafe { Box::from_raw(ptr.cast::<[AtomicPtr<WorkQueue>; MAX_QUEUES as usize]>()) };
         QueueTable { entries, indices: Mutex::default(), cqs: Mutex::default() }
     }
 
@@ -131,7 +130,7 @@ impl QueueTable {
     #[inline]
     pub(crate) fn find(&self, id: WrId) -> *const WorkQueue {
         // Acquire: see `insert`. A `wr_id` has 20 bits of queue, the table that many entries.
-        self.entries[id.queue()].load(Ordering::Acquire)
+        self.entries[id.queue() & (MAX_QUEUES as usize - 1)].load(Ordering::Acquire)
     }
 
     pub(crate) fn add_cq(&self, cq: &Arc<CqInner>) {

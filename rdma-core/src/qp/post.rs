@@ -13,7 +13,7 @@ use super::request::{Action, Data, Payload, RecvRequest, WorkRequest};
 use super::transport::Transport;
 use crate::cq::{CqInner, Opcode};
 use crate::inflight::{Held, Keep, Kind, PostState, SlotPayload, WorkQueue};
-use crate::mr::RemoteSlice;
+use crate::mr::{Buffer, RemoteSlice};
 
 /// Why a work request was not posted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -309,8 +309,88 @@ fn raw_send() -> ibv_send_wr {
 
 impl QpInner {
     /// Posts one send; gives its slot.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn post_send<'d, T: Transport>(
+        &self,
+        request: WorkRequest<'d, T>,
+        owned: bool,
+    ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
+        // The compiler sees which it is, and the rest of the request dissolves.
+        if !request.is_plain_send() {
+            return self.post_any_send(request, owned);
+        }
+        let (id, flags, buffer) = request.into_plain_send();
+        let mut buffer = Some(buffer);
+        match self.post_buffer(id, flags, &mut buffer, owned) {
+            Ok(slot) => Ok(slot),
+            Err(refusal) => {
+                let payload =
+                    Payload { data: buffer.map_or(Data::None, |buffer| Data::One(Held::Buffer(buffer))) };
+                Err(PostError {
+                    kind: refusal.kind("ibv_post_send"),
+                    request: WorkRequest::plain_send(id, flags, payload),
+                })
+            }
+        }
+    }
+
+    /// Posts a signalled SEND of one buffer, which it takes when that succeeds. Not inlined: it needs all registers.
+    #[inline(never)]
+    fn post_buffer(
+        &self,
+        id: u64,
+        flags: u32,
+        buffer: &mut Option<Buffer>,
+        owned: bool,
+    ) -> Result<u32, Refusal> {
+        let queue = &*self.sq;
+        if owned {
+            queue.slots.prepare_owned();
+        }
+        // Order of slots is order of posting, so the lock is held over the verb.
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        let cursor = post.cursor;
+        let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
+        if post.reserved {
+            post.reserved = false;
+        } else if !self.send_cq.take_credits(1) {
+            post.cursor = cursor;
+            return Err(Refusal::Full);
+        }
+        let Some(taken) = buffer.take() else { return Err(Refusal::Full) };
+        post.sge = taken.sge();
+        let payload = free.payload();
+        // SAFETY: a place inside the payload.
+        let first = unsafe { &raw mut (*payload).first };
+        // SAFETY: the poster owns the payload until `publish`.
+        unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
+        // SAFETY: the poster; what was there was taken out before the slot was released.
+        unsafe { fill(payload, id, None, post.seq, 1, Opcode::Send) };
+        let generation = free.publish(owned);
+        post.send.wr_id = queue.wr_id(free.index, generation);
+        post.send.sg_list = &raw mut post.sge;
+        post.send.num_sge = 1;
+        post.send.opcode = Op::IBV_WR_SEND;
+        post.send.send_flags = flags;
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they
+        // name is held by the slot until the completion (S-2).
+        let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut post.send, &raw mut bad) };
+        if code != 0 {
+            // Also where a reservation was taken: the credits in use are one fewer again.
+            self.send_cq.return_credits(1);
+            *buffer = take_back_buffer(queue, free.index, owned);
+            return Err(Refusal::from_code(code));
+        }
+        post.seq = post.seq.wrapping_add(1);
+        post.unsignaled = 0;
+        Ok(free.index)
+    }
+
+    /// Posts one send of any kind; gives its slot.
+    #[inline(never)]
+    fn post_any_send<'d, T: Transport>(
         &self,
         mut request: WorkRequest<'d, T>,
         owned: bool,
@@ -344,7 +424,8 @@ impl QpInner {
                 queue.slots.prepare_owned();
             }
             let cursor = post.cursor;
-            let Some(slot) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
+            let Some(free) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
+            let slot = free.index;
             let mut flags = request.flags;
             let reserved = post.reserved;
             if !credit(&self.send_cq, post, queue.depth(), &mut flags) {
@@ -353,15 +434,14 @@ impl QpInner {
             }
             let seq = post.seq;
             let keep = request.action.keep();
-            // SAFETY: this is the poster, which acquired the slot and has not published it.
-            let payload = unsafe { queue.slots.payload(slot) };
+            let payload = free.payload();
             // SAFETY: a place inside the payload.
             let first = unsafe { &raw mut (*payload).first };
             // SAFETY: the poster, and `describe` checked the length.
             let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
             // SAFETY: the poster; what was there was taken out before the slot was released.
             unsafe { fill(payload, request.id, keep, seq, held, opcode) };
-            let generation = queue.slots.publish(slot, owned);
+            let generation = free.publish(owned);
             wr.wr_id = queue.wr_id(slot, generation);
             wr.sg_list = list.ptr;
             wr.num_sge = list.count;
@@ -392,12 +472,41 @@ impl QpInner {
     }
 
     /// Posts one receive; gives its slot.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn post_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
-        let target = match &self.srq {
+        if !request.is_plain() {
+            return self.post_any_recv(request, owned);
+        }
+        let (id, buffer) = request.into_plain();
+        let mut buffer = Some(buffer);
+        match self.post_recv_buffer(id, &mut buffer, owned) {
+            Ok(slot) => Ok(slot),
+            Err(refusal) => {
+                let payload =
+                    Payload { data: buffer.map_or(Data::None, |buffer| Data::One(Held::Buffer(buffer))) };
+                Err(PostError { kind: refusal.kind("ibv_post_recv"), request: RecvRequest { id, payload } })
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn post_recv_buffer(&self, id: u64, buffer: &mut Option<Buffer>, owned: bool) -> Result<u32, Refusal> {
+        let target = self.recv_target();
+        // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
+        unsafe { post_recv_buffer(&self.rq, target, id, buffer, owned) }
+    }
+
+    #[inline]
+    fn recv_target(&self) -> RecvTarget {
+        match &self.srq {
             None => RecvTarget::Pair(self.ptr.as_ptr()),
             Some(srq) => RecvTarget::Shared(srq.ptr.as_ptr()),
-        };
+        }
+    }
+
+    #[inline(never)]
+    fn post_any_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
+        let target = self.recv_target();
         // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
         unsafe { post_recv(&self.rq, target, request, owned) }
     }
@@ -461,13 +570,97 @@ fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
     Payload { data }
 }
 
-/// A verb's refusal: a full queue is back-pressure, whatever errno the provider has for it.
+/// As `take_back`, of a slot with one buffer.
 #[cold]
-fn refused(verb: &'static str, code: i32) -> PostErrorKind {
-    match crate::error::from_return(code).raw_os_error().unwrap_or(0) {
-        libc::ENOMEM => PostErrorKind::QueueFull,
-        errno => PostErrorKind::Verb { verb, errno },
+fn take_back_buffer(queue: &WorkQueue, slot: u32, owned: bool) -> Option<Buffer> {
+    take_back(queue, slot, owned).into_buffers().next()
+}
+
+/// Why a request of one buffer was not posted: small, because the answer is returned on the fast path.
+enum Refusal {
+    Full,
+    Errno(i32),
+}
+
+impl Refusal {
+    /// A verb's refusal: a full queue is back-pressure, whatever errno the provider has for it.
+    #[cold]
+    fn from_code(code: i32) -> Refusal {
+        match crate::error::from_return(code).raw_os_error().unwrap_or(0) {
+            libc::ENOMEM => Refusal::Full,
+            errno => Refusal::Errno(errno),
+        }
     }
+
+    #[cold]
+    fn kind(self, verb: &'static str) -> PostErrorKind {
+        match self {
+            Refusal::Full => PostErrorKind::QueueFull,
+            Refusal::Errno(errno) => PostErrorKind::Verb { verb, errno },
+        }
+    }
+}
+
+fn refused(verb: &'static str, code: i32) -> PostErrorKind {
+    Refusal::from_code(code).kind(verb)
+}
+
+/// Posts a receive of one buffer, which it takes when that succeeds.
+///
+/// # Safety
+///
+/// `queue` is the library's side of `target`, which is live.
+#[inline(always)]
+unsafe fn post_recv_buffer(
+    queue: &WorkQueue,
+    target: RecvTarget,
+    id: u64,
+    buffer: &mut Option<Buffer>,
+    owned: bool,
+) -> Result<u32, Refusal> {
+    if owned {
+        queue.slots.prepare_owned();
+    }
+    let mut guard = queue.lock_post();
+    let post = &mut *guard;
+    let cursor = post.cursor;
+    let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
+    if let Kind::Recv(cq) = &queue.kind
+        && !cq.take_credits(1)
+    {
+        post.cursor = cursor;
+        return Err(Refusal::Full);
+    }
+    let Some(taken) = buffer.take() else { return Err(Refusal::Full) };
+    post.sge = taken.sge();
+    let payload = free.payload();
+    // SAFETY: a place inside the payload.
+    let first = unsafe { &raw mut (*payload).first };
+    // SAFETY: the poster owns the payload until `publish`.
+    unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
+    // SAFETY: the poster; what was there was taken out before the slot was released.
+    unsafe { fill(payload, id, None, 0, 1, Opcode::Recv) };
+    let generation = free.publish(owned);
+    post.recv.wr_id = queue.wr_id(free.index, generation);
+    post.recv.sg_list = &raw mut post.sge;
+    post.recv.num_sge = 1;
+    let mut bad = std::ptr::null_mut();
+    let wr = &raw mut post.recv;
+    let code = match target {
+        // SAFETY: live, by the caller; list and request are valid for the call; the memory they name
+        // is held by the slot until the completion (S-2).
+        RecvTarget::Pair(qp) => unsafe { inline::ibv_post_recv(qp, wr, &raw mut bad) },
+        // SAFETY: as above.
+        RecvTarget::Shared(srq) => unsafe { inline::ibv_post_srq_recv(srq, wr, &raw mut bad) },
+    };
+    if code != 0 {
+        if let Kind::Recv(cq) = &queue.kind {
+            cq.return_credits(1);
+        }
+        *buffer = take_back_buffer(queue, free.index, owned);
+        return Err(Refusal::from_code(code));
+    }
+    Ok(free.index)
 }
 
 /// Posts one receive to a pair's own or a shared queue.
@@ -497,22 +690,22 @@ pub(crate) unsafe fn post_recv(
             queue.slots.prepare_owned();
         }
         let cursor = post.cursor;
-        let Some(slot) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
+        let Some(free) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
+        let slot = free.index;
         if let Kind::Recv(cq) = &queue.kind
             && !cq.take_credits(1)
         {
             post.cursor = cursor;
             break 'refused PostErrorKind::QueueFull;
         }
-        // SAFETY: this is the poster, which acquired the slot and has not published it.
-        let payload = unsafe { queue.slots.payload(slot) };
+        let payload = free.payload();
         // SAFETY: a place inside the payload.
         let first = unsafe { &raw mut (*payload).first };
         // SAFETY: the poster, and `describe` checked the length.
         let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
         unsafe { fill(payload, request.id, None, 0, held, Opcode::Recv) };
-        let generation = queue.slots.publish(slot, owned);
+        let generation = free.publish(owned);
         let mut wr = ibv_recv_wr {
             wr_id: queue.wr_id(slot, generation),
             next: std::ptr::null_mut(),

@@ -145,6 +145,27 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
         }
     }
 
+    /// Whether it is a signalled SEND of one buffer.
+    #[inline(always)]
+    pub(crate) fn is_plain_send(&self) -> bool {
+        matches!(self.action, Action::Send)
+            && matches!(self.payload.data, Data::One(Held::Buffer(_)))
+            && self.flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0
+    }
+
+    /// The parts of what is a plain send.
+    #[inline(always)]
+    pub(crate) fn into_plain_send(self) -> (u64, u32, Buffer) {
+        let Data::One(Held::Buffer(buffer)) = self.payload.data else { unreachable!("a plain send") };
+        (self.id, self.flags, buffer)
+    }
+
+    /// A plain send, again.
+    #[cold]
+    pub(crate) fn plain_send(id: u64, flags: u32, payload: Payload<'d>) -> Self {
+        WorkRequest { id, action: Action::Send, flags, payload, transport: PhantomData }
+    }
+
     /// SEND: the peer's next receive takes the message.
     #[inline]
     pub fn send(source: impl Into<Payload<'d>>) -> Self
@@ -303,6 +324,19 @@ impl RecvRequest {
     #[inline]
     pub fn new(target: impl Into<Payload<'static>>) -> RecvRequest {
         RecvRequest { id: 0, payload: target.into() }
+    }
+
+    /// Whether it is one buffer.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.payload.data, Data::One(Held::Buffer(_)))
+    }
+
+    /// The parts of what is one buffer.
+    #[inline(always)]
+    pub(crate) fn into_plain(self) -> (u64, Buffer) {
+        let Data::One(Held::Buffer(buffer)) = self.payload.data else { unreachable!("one buffer") };
+        (self.id, buffer)
     }
 
     /// The caller's number, given back by the completion.
