@@ -243,6 +243,10 @@ pub struct CompletionQueue {
 }
 
 impl CompletionQueue {
+    /// Completions that one poll reads at most. A poll that read fewer left the queue empty (`man ibv_poll_cq`): another
+    /// one would only cost a device in software a look at its socket.
+    pub const BATCH: usize = poll::BATCH;
+
     /// Polls once (`man ibv_poll_cq`), hands what belongs to an
     /// [`Operation`](crate::inflight::Operation) to its owner, and lends the rest: first what other
     /// pollers left behind, then what came now.
