@@ -87,7 +87,7 @@ impl OpenDevice {
         let config = config.port(self.port);
         match &self.gid {
             // The wire's address vector has eight bits for it.
-            Some(gid) => config.gid_index(u8::try_from(gid.index).unwrap_or(u8::MAX)),
+            Some(gid) => config.gid_index(gid.index),
             None => config,
         }
     }

@@ -75,7 +75,7 @@ impl Drop for Driver {
     }
 }
 
-/// Takes every event and lets the queues dispatch; arms them again once the futures woken had their turn. It ends when the
+/// Takes every event, lets the queues dispatch, and arms them again once the futures woken had their turn. It ends when the
 /// driver is dropped.
 async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
     let mut disarmed = Vec::new();
@@ -84,32 +84,40 @@ async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
             Ok(ready) => ready,
             Err(error) => return trace::channel_failed(&error),
         };
-        loop {
-            match fd.get_ref().next_event() {
-                Ok(Some(cq)) => {
-                    let queue = queues
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .get(&cq.user())
-                        .and_then(Weak::upgrade);
-                    if let Some(queue) = queue {
-                        queue.on_event();
-                        disarmed.push(queue);
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    trace::channel_failed(&error);
-                    break;
-                }
+        while let Some(queue) = take_event(fd.get_ref(), &queues) {
+            queue.on_event();
+            disarmed.push(queue);
+            if disarmed.len() == 1 {
+                // The futures woken run before the driver looks for more events, which costs a system call and would make a
+                // device in software send its acknowledgement alone instead of with the answer. They also arm the queue when they
+                // sleep again; arming it now would cost an event for a completion that they look at anyway.
+                tokio::task::yield_now().await;
             }
         }
         ready.clear_ready();
-        if !disarmed.is_empty() {
-            // A future that was woken counts as a sleeper until it runs, and most post something and sleep again, arming the
-            // queue themselves. To arm it now would cost an event for the completion they look at anyway.
+        if disarmed.len() > 1 {
             tokio::task::yield_now().await;
-            disarmed.drain(..).for_each(|queue| queue.rearm());
+        }
+        disarmed.drain(..).for_each(|queue| queue.rearm());
+    }
+}
+
+/// The queue of the next event; `None` when there are no more.
+fn take_event(channel: &CompletionChannel, queues: &Queues) -> Option<Arc<Shared>> {
+    loop {
+        match channel.next_event() {
+            Ok(Some(cq)) => {
+                let queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
+                // Without an entry the queue is being dropped.
+                if let Some(queue) = queues.get(&cq.user()).and_then(Weak::upgrade) {
+                    return Some(queue);
+                }
+            }
+            Ok(None) => return None,
+            Err(error) => {
+                trace::channel_failed(&error);
+                return None;
+            }
         }
     }
 }

@@ -136,8 +136,10 @@ impl Shared {
         self.drain()
     }
 
+    /// A poll that read less than it could left the queue empty. Another one, in vain, would make a device in software send its
+    /// acknowledgement alone, when the future that is woken here may be about to answer.
     fn drain(&self) -> Result<(), Error> {
-        while self.cq.dispatch()? > 0 {}
+        while self.cq.dispatch()? >= rdma_core::CompletionQueue::BATCH {}
         Ok(())
     }
 }
