@@ -17,7 +17,7 @@ pub(crate) fn system() -> Option<&'static Verbs> {
 pub(crate) unsafe fn of_device(device: *const ibv_device) -> &'static Verbs {
     // SAFETY: a device is live (contract above), and every provider ends its name with a zero.
     let name = unsafe { CStr::from_ptr((&raw const (*device).name).cast()) };
-    if name == rdma_soft::DEVICE_NAME {
+    if name.to_bytes() == rdma_soft::DEVICE_NAME.as_bytes() {
         return rdma_soft::verbs();
     }
     // Any other device came from the system's library, which is therefore there.
