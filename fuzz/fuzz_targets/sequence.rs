@@ -101,7 +101,7 @@ impl World {
                 self.pair.links[index].lose.push(number);
             }
             10 | 11 => {
-                for _ in 0..input.byte()? {
+                for _ in 0..input.byte()? & 0x3f {
                     self.pair.step();
                 }
             }
@@ -192,7 +192,7 @@ impl World {
 
     /// Lets things calm down, then flushes: every request must be accounted for.
     fn finish(&mut self) {
-        for _ in 0..10_000 {
+        for _ in 0..2_000 {
             if !self.pair.step() {
                 break;
             }

@@ -366,7 +366,8 @@ impl QueuePair {
                 self.fail_request(host, status);
                 return;
             }
-            if self.req.una.is_before(wqe.end()) {
+            // Steps since its first PSN, which is not after `una`: a message may take half of the circle.
+            if self.req.una - wqe.first < wqe.packets {
                 break;
             }
             let is_send = wqe.operation.completion_opcode() == super::CompletionOpcode::Send;
