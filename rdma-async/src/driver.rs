@@ -75,10 +75,9 @@ impl Drop for Driver {
     }
 }
 
-/// Takes every event, lets the queues dispatch, and arms them again once the futures woken had their turn. It ends when the
-/// driver is dropped.
+/// Takes every event, lets its queue dispatch, and arms that again once the futures woken had their turn. It ends when the driver is
+/// dropped.
 async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
-    let mut disarmed = Vec::new();
     loop {
         let mut ready = match fd.readable().await {
             Ok(ready) => ready,
@@ -86,19 +85,13 @@ async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
         };
         while let Some(queue) = take_event(fd.get_ref(), &queues) {
             queue.on_event();
-            disarmed.push(queue);
-            if disarmed.len() == 1 {
-                // The futures woken run before the driver looks for more events, which costs a system call and would make a
-                // device in software send its acknowledgement alone instead of with the answer. They also arm the queue when they
-                // sleep again; arming it now would cost an event for a completion that they look at anyway.
-                tokio::task::yield_now().await;
-            }
+            // The futures woken run before the driver looks for more events, which costs a system call and would make a device in
+            // software send its acknowledgement alone instead of with the answer. They also arm the queue when they sleep
+            // again; arming it now would cost an event for a completion that they look at anyway.
+            tokio::task::yield_now().await;
+            queue.rearm();
         }
         ready.clear_ready();
-        if disarmed.len() > 1 {
-            tokio::task::yield_now().await;
-        }
-        disarmed.drain(..).for_each(|queue| queue.rearm());
     }
 }
 
