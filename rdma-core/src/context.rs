@@ -1,14 +1,19 @@
 //! An open device.
 
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use verbs_sys::{Verbs, ibv_context};
 
 use crate::cq::{CompletionChannel, CompletionQueueBuilder};
 use crate::device::{AtomicCapability, DeviceAttributes};
 use crate::inflight::QueueTable;
 use crate::pd::ProtectionDomain;
+use crate::qp::QueuePairHandle;
+use crate::srq::SrqInner;
 use crate::{Error, leak};
 
 /// A live context.
@@ -17,6 +22,9 @@ pub(crate) struct ContextInner {
     pub(crate) ptr: NonNull<ibv_context>,
     pub(crate) name: String,
     pub(crate) queues: Arc<QueueTable>,
+    /// Queue pairs and shared receive queues by the address of the provider's object, for events.
+    pub(crate) qps: Mutex<HashMap<NonZeroUsize, QueuePairHandle>>,
+    pub(crate) srqs: Mutex<HashMap<NonZeroUsize, Weak<SrqInner>>>,
     attributes: OnceLock<DeviceAttributes>,
 }
 
@@ -28,7 +36,15 @@ unsafe impl Sync for ContextInner {}
 impl ContextInner {
     pub(crate) fn new(verbs: &'static Verbs, ptr: NonNull<ibv_context>, name: String) -> Arc<ContextInner> {
         let queues = Arc::new(QueueTable::new());
-        Arc::new(ContextInner { verbs, ptr, name, queues, attributes: OnceLock::new() })
+        Arc::new(ContextInner {
+            verbs,
+            ptr,
+            name,
+            queues,
+            qps: Mutex::default(),
+            srqs: Mutex::default(),
+            attributes: OnceLock::new(),
+        })
     }
 
     /// The device's attributes, asked for once.

@@ -30,6 +30,7 @@ mod context;
 mod cq;
 mod device;
 mod error;
+mod event;
 mod fd;
 pub mod inflight;
 mod mr;
@@ -49,6 +50,7 @@ pub use cq::{
 pub use device::{AtomicCapability, Choice, Device, DeviceAttributes, OdpCapabilities, Provider};
 pub(crate) use error::leak;
 pub use error::{Error, leaks};
+pub use event::{AsyncEvents, Event, EventKind};
 pub use mr::{
     Buffer, BufferHome, HUGE_PAGE, IdleBuffer, Memory, MemoryRegion, RegionFlags, RegionRef, RemoteAccess,
     RemoteSlice, SharedRegion, SharedSlice,
@@ -57,7 +59,8 @@ pub use mw::{MemoryWindow, WindowType};
 pub use pd::ProtectionDomain;
 pub use port::{Gid, GidChoice, GidEntry, GidType, LinkLayer, Mtu, PhysicalState, PortAttributes, PortState};
 pub use qp::{
-    ConnectOptions, Endpoint, EndpointOptions, Observed, Payload, PostError, PostErrorKind, QueuePair,
-    QueuePairBuilder, QueuePairCapacity, QueuePairHandle, RecvRequest, TransitionError, WorkRequest,
+    AnyQueuePair, ConnectOptions, Endpoint, EndpointOptions, Observed, Payload, PostError, PostErrorKind,
+    QueuePair, QueuePairAttributes, QueuePairBuilder, QueuePairCapacity, QueuePairHandle, RecvHalf,
+    RecvRequest, SendHalf, TransitionError, WorkRequest,
 };
 pub use srq::SharedReceiveQueue;

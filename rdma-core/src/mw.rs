@@ -3,9 +3,14 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use verbs_sys::{ibv_mw, ibv_mw_type, inline};
 
+use crate::inflight::{Keep, Kept};
+use crate::mr::{RegionFlags, RemoteAccess, RemoteSlice, SharedRegion, SharedSlice};
 use crate::pd::{PdInner, ProtectionDomain};
+use crate::qp::WorkRequest;
+use crate::qp::transport::Connected;
 use crate::{Error, leak};
 
 /// A live memory window.
@@ -13,6 +18,17 @@ use crate::{Error, leak};
 pub(crate) struct WindowInner {
     pub(crate) ptr: NonNull<ibv_mw>,
     pub(crate) pd: Arc<PdInner>,
+    bound: Mutex<Bound>,
+}
+
+/// What a window is bound to, as far as was asked for.
+#[derive(Debug)]
+struct Bound {
+    /// The key of the last bind.
+    rkey: u32,
+    /// A region must not be deregistered while a window is bound to it: all that the window may be
+    /// bound to stay until it is bound anew or gone.
+    regions: Vec<SharedRegion>,
 }
 
 // SAFETY: verbs are thread-safe (S-6), the pointer lives until `drop` (S-1).
@@ -27,6 +43,8 @@ impl Drop for WindowInner {
         if let Err(error) = Error::check("ibv_dealloc_mw", code) {
             leak(&error);
             std::mem::forget(Arc::clone(&self.pd));
+            // Peers may still reach what it is bound to.
+            std::mem::forget(std::mem::take(&mut self.bound.get_mut().regions));
         }
     }
 }
@@ -34,17 +52,56 @@ impl Drop for WindowInner {
 /// The type of a memory window (IBTA vol. 1, 10.6.7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowType {
-    /// Bound by the verb `ibv_bind_mw`; any queue pair of the domain can be used by peers.
+    /// Bound by [`QueuePair::bind_window`](crate::QueuePair::bind_window) (the verb `ibv_bind_mw`).
     One,
-    /// Bound by a work request; tied to the queue pair that bound it, and invalidated by work requests.
+    /// Bound by a work request of [`MemoryWindow::bind`]; invalidated by work requests, the owner's or a
+    /// peer's.
     Two,
 }
 
-/// A memory window (`man ibv_alloc_mw`).
+/// A memory window (`man ibv_alloc_mw`): a remote key for a part of a [`SharedRegion`], which is
+/// bound and invalidated faster than memory is registered. The region must have been registered with
+/// [`RegionFlags::WINDOWS`].
+///
+/// Regions that it was bound to stay registered until the window is gone.
 #[derive(Debug, Clone)]
 pub struct MemoryWindow {
     pub(crate) inner: Arc<WindowInner>,
     kind: WindowType,
+}
+
+/// A bind, checked and described.
+pub(crate) struct Binding {
+    pub(crate) window: Arc<WindowInner>,
+    pub(crate) slice: SharedSlice,
+    pub(crate) access: RemoteAccess,
+    pub(crate) rkey: u32,
+}
+
+impl std::fmt::Debug for Binding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Binding")
+            .field("slice", &self.slice)
+            .field("rkey", &self.rkey)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Binding {
+    /// What must live until the bind completed.
+    pub(crate) fn keep(&self) -> Keep {
+        Keep(Arc::new(Kept::Window(Arc::clone(&self.window), self.slice.region().clone())))
+    }
+
+    /// Notes that the window may be bound to the region from now on.
+    pub(crate) fn note(&self, rkey: u32) {
+        let mut bound = self.window.bound.lock();
+        bound.rkey = rkey;
+        let region = self.slice.region();
+        if !bound.regions.iter().any(|other| Arc::ptr_eq(&other.inner, &region.inner)) {
+            bound.regions.push(region.clone());
+        }
+    }
 }
 
 impl MemoryWindow {
@@ -52,6 +109,55 @@ impl MemoryWindow {
     #[must_use]
     pub fn window_type(&self) -> WindowType {
         self.kind
+    }
+
+    /// The key of the last bind, or of the window as it was allocated.
+    #[must_use]
+    pub fn rkey(&self) -> u32 {
+        self.inner.bound.lock().rkey
+    }
+
+    /// A work request that binds this window, of type 2, to `slice`, and the token that peers can use
+    /// once it completed. Post it on a queue pair of the window's domain; a work request posted after it
+    /// on the same queue is executed after it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a window of type 1, a region of another domain or without
+    /// [`RegionFlags::WINDOWS`].
+    pub fn bind<T: Connected>(
+        &self,
+        slice: &SharedSlice,
+        access: RemoteAccess,
+    ) -> Result<(WorkRequest<'static, T>, RemoteSlice), Error> {
+        if self.kind != WindowType::Two {
+            return Err(Error::Invalid {
+                what: "a window of type 1 is bound by QueuePair::bind_window".to_owned(),
+            });
+        }
+        let rkey = inline::ibv_inc_rkey(self.rkey());
+        let binding = self.binding(slice, access, rkey)?;
+        binding.note(rkey);
+        let remote = RemoteSlice { rkey, ..slice.remote() };
+        Ok((WorkRequest::bind(binding), remote))
+    }
+
+    /// A bind of this window, checked.
+    pub(crate) fn binding(
+        &self,
+        slice: &SharedSlice,
+        access: RemoteAccess,
+        rkey: u32,
+    ) -> Result<Binding, Error> {
+        let invalid = |what: &str| Err(Error::Invalid { what: what.to_owned() });
+        let region = &slice.region().inner;
+        if !Arc::ptr_eq(&region.pd, &self.inner.pd) {
+            return invalid("the region is of another protection domain than the window");
+        }
+        if region.access & RegionFlags::WINDOWS.bits() == 0 {
+            return invalid("the region was not registered with RegionFlags::WINDOWS");
+        }
+        Ok(Binding { window: Arc::clone(&self.inner), slice: slice.clone(), access, rkey })
     }
 }
 
@@ -69,6 +175,9 @@ impl ProtectionDomain {
         // SAFETY: the domain is live (S-1).
         let ptr = unsafe { inline::ibv_alloc_mw(self.inner.ptr.as_ptr(), raw) };
         let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_alloc_mw"))?;
-        Ok(MemoryWindow { inner: Arc::new(WindowInner { ptr, pd: Arc::clone(&self.inner) }), kind })
+        // SAFETY: just allocated.
+        let rkey = unsafe { ptr.as_ref() }.rkey;
+        let bound = Mutex::new(Bound { rkey, regions: Vec::new() });
+        Ok(MemoryWindow { inner: Arc::new(WindowInner { ptr, pd: Arc::clone(&self.inner), bound }), kind })
     }
 }

@@ -14,6 +14,7 @@ use super::held::{Held, Keep};
 use super::slot::{Claim, FreeSlot, PolledSlot, SlotTable};
 use super::table::{QueueIndex, WrId};
 use crate::cq::{CqInner, Later, Opcode, Parked, Sink};
+use crate::qp::Link;
 use crate::sync::UnsafeCell;
 
 /// What a slot keeps.
@@ -52,8 +53,10 @@ pub(crate) struct PostState {
     pub(crate) unsignaled: u32,
     /// A credit is set aside for the signalled send that ends the run.
     pub(crate) reserved: bool,
-    /// Scratch for scatter/gather lists, `max_sge` long.
+    /// Scratch for chains and scatter/gather lists.
     pub(crate) sges: Vec<ibv_sge>,
+    pub(crate) chain: Vec<ibv_send_wr>,
+    pub(crate) links: Vec<Link>,
     /// Scratch for requests of one buffer: only the fields that differ are written each time.
     pub(crate) sge: ibv_sge,
     pub(crate) send: ibv_send_wr,
@@ -170,7 +173,9 @@ impl WorkQueue {
                 seq: 0,
                 unsignaled: 0,
                 reserved: false,
-                sges: vec![ibv_sge::default(); max_sge as usize],
+                sges: Vec::new(),
+                chain: Vec::new(),
+                links: Vec::new(),
                 sge: ibv_sge::default(),
                 // SAFETY: integers, null pointers and unions of them: all zeroes are a value.
                 send: unsafe { std::mem::zeroed() },

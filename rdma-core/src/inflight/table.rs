@@ -139,6 +139,12 @@ impl QueueTable {
         cqs.push(Arc::downgrade(cq));
     }
 
+    /// The completion queue whose provider object is at this address.
+    pub(crate) fn find_cq(&self, address: usize) -> Option<Arc<CqInner>> {
+        let cqs = self.cqs.lock();
+        cqs.iter().filter_map(Weak::upgrade).find(|cq| cq.ptr.addr().get() == address)
+    }
+
     /// Waits until every poller that may hold a queue found earlier is done with it. The caller holds
     /// no completion queue's lock.
     pub(crate) fn synchronize(&self) {

@@ -161,10 +161,9 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         };
         // SAFETY: just created.
         let num = unsafe { ptr.as_ref() }.qp_num;
-        Ok(QueuePair::new(Arc::new(QpInner {
+        let inner = Arc::new(QpInner {
             ptr,
             num,
-            kind: T::RAW,
             capacity,
             sq,
             rq,
@@ -174,6 +173,9 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             reserved,
             health,
             pd: Arc::clone(&self.pd.inner),
-        })))
+        });
+        let queue_pair = QueuePair::new(inner);
+        context.qps.lock().insert(ptr.addr(), queue_pair.handle());
+        Ok(queue_pair)
     }
 }

@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type};
+use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state};
 
 use crate::cq::CqInner;
 use crate::inflight::{Health, WorkQueue};
@@ -30,7 +30,6 @@ pub struct QueuePairCapacity {
 pub(crate) struct QpInner {
     pub(crate) ptr: NonNull<ibv_qp>,
     pub(crate) num: u32,
-    pub(crate) kind: ibv_qp_type,
     pub(crate) capacity: QueuePairCapacity,
     pub(crate) sq: Arc<WorkQueue>,
     /// Its own receive queue, or the shared one's.
@@ -100,6 +99,7 @@ pub(crate) fn raw_attr() -> ibv_qp_attr {
 impl Drop for QpInner {
     fn drop(&mut self) {
         let context = &self.pd.context;
+        context.qps.lock().remove(&self.ptr.addr());
         // SAFETY: created once, destroyed once; every handle holds an Arc (S-1).
         let code = unsafe { (context.verbs.ibv_destroy_qp)(self.ptr.as_ptr()) };
         if let Err(error) = Error::check("ibv_destroy_qp", code) {

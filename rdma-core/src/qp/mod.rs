@@ -1,11 +1,16 @@
 //! Queue pairs: the state machine in the types.
 
+mod any;
+mod bind;
 mod builder;
+mod chain;
 mod connect;
 mod handle;
 mod inner;
 mod post;
+mod query;
 mod request;
+mod split;
 pub mod state;
 mod transition;
 pub mod transport;
@@ -13,17 +18,21 @@ pub mod transport;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+pub use any::AnyQueuePair;
 pub use builder::QueuePairBuilder;
+pub(crate) use chain::Link;
 pub use connect::{ConnectOptions, Endpoint, EndpointOptions};
 pub use handle::{Observed, QueuePairHandle};
 pub(crate) use inner::QpInner;
 pub use inner::QueuePairCapacity;
 pub use post::{PostError, PostErrorKind};
 pub(crate) use post::{RecvTarget, post_recv};
+pub use query::QueuePairAttributes;
 pub use request::{Payload, RecvRequest, WorkRequest};
+pub use split::{RecvHalf, SendHalf};
 pub use transition::TransitionError;
 
-use crate::cq::{CompletionError, Status};
+use crate::cq::Status;
 use crate::inflight::{Operation, QueueRef, WorkQueue};
 use state::{CanRecv, CanSend, State};
 use transport::Transport;
@@ -154,6 +163,39 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         // SAFETY: just published as owned in this queue.
         Ok(unsafe { Operation::new(QueueRef(&self.inner.sq), slot) })
     }
+
+    /// Posts work requests as one chain, with one doorbell, in order. Those that were posted are taken out
+    /// of the front of `requests`; what is left was not posted. Gives how many were.
+    ///
+    /// An empty batch posts nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why the first that is left in `requests` could not be posted; those before it were.
+    pub fn post_batch(&self, requests: &mut Vec<WorkRequest<'_, T>>) -> Result<usize, PostErrorKind>
+    where
+        S: CanSend,
+    {
+        batch(&self.inner, requests, false, |_| ())
+    }
+
+    /// As [`post_batch`](QueuePair::post_batch), with an [`Operation`] for each, added to `operations`.
+    ///
+    /// # Errors
+    ///
+    /// Why the first that is left in `requests` could not be posted; those before it were.
+    pub fn start_batch<'q>(
+        &'q self,
+        requests: &mut Vec<WorkRequest<'_, T>>,
+        operations: &mut Vec<Operation<QueueRef<'q>>>,
+    ) -> Result<usize, PostErrorKind>
+    where
+        S: CanSend,
+    {
+        let queue = QueueRef(&self.inner.sq);
+        // SAFETY: each slot was just published as owned in this queue.
+        batch(&self.inner, requests, true, |slot| operations.push(unsafe { Operation::new(queue, slot) }))
+    }
 }
 
 impl<T: Transport, S: State> std::fmt::Debug for QueuePair<T, S> {
@@ -163,5 +205,20 @@ impl<T: Transport, S: State> std::fmt::Debug for QueuePair<T, S> {
             .field("transport", &T::NAME)
             .field("state", &S::NAME)
             .finish_non_exhaustive()
+    }
+}
+
+/// Posts a batch and takes what was posted out of it.
+fn batch<T: Transport>(
+    inner: &QpInner,
+    requests: &mut Vec<WorkRequest<'_, T>>,
+    owned: bool,
+    posted: impl FnMut(u32),
+) -> Result<usize, PostErrorKind> {
+    let (done, refusal) = inner.post_chain(requests, owned, posted);
+    requests.drain(..done);
+    match refusal {
+        None => Ok(done),
+        Some(kind) => Err(kind),
     }
 }

@@ -1,18 +1,19 @@
 //! Posting one work request.
 
 use std::fmt;
+use std::sync::Arc;
 
 use verbs_sys::{
     ibv_qp, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_send_wr__bindgen_ty_2__bindgen_ty_1 as RawRdma,
     ibv_send_wr__bindgen_ty_2__bindgen_ty_2 as RawAtomic, ibv_send_wr__bindgen_ty_2__bindgen_ty_3 as RawUd,
-    ibv_sge, ibv_srq, ibv_wr_opcode as Op, inline,
+    ibv_send_wr__bindgen_ty_4__bindgen_ty_1 as RawBind, ibv_sge, ibv_srq, ibv_wr_opcode as Op, inline,
 };
 
 use super::inner::QpInner;
 use super::request::{Action, Data, Payload, RecvRequest, WorkRequest};
 use super::transport::Transport;
-use crate::cq::{CqInner, Opcode};
-use crate::inflight::{Held, Keep, Kind, PostState, SlotPayload, WorkQueue};
+use crate::cq::Opcode;
+use crate::inflight::{Held, Keep, Kind, SlotPayload, WorkQueue};
 use crate::mr::{Buffer, RemoteSlice};
 
 /// Why a work request was not posted.
@@ -132,6 +133,23 @@ impl Payload<'_> {
         Ok(List { ptr: one, count: 1, len: u64::from(one.length) })
     }
 
+    /// Appends its scatter/gather list, of at most `limit` entries; gives the bytes it describes.
+    pub(super) fn list(&self, list: &mut Vec<ibv_sge>, limit: u32) -> Result<u64, PostErrorKind> {
+        if let Data::Many(parts) = &self.data {
+            if parts.len() > limit as usize {
+                return Err(PostErrorKind::TooManySegments { asked: parts.len(), limit });
+            }
+            list.extend(parts.iter().map(Held::sge));
+            return Ok(parts.iter().map(|part| u64::from(part.sge().length)).sum());
+        }
+        let mut one = ibv_sge::default();
+        let described = self.describe(&mut one, &mut [])?;
+        if described.count > 0 {
+            list.push(one);
+        }
+        Ok(described.len)
+    }
+
     #[inline(never)]
     fn describe_many(parts: &[Held], list: &mut [ibv_sge]) -> Result<List, PostErrorKind> {
         if parts.len() > list.len() {
@@ -149,7 +167,7 @@ impl Payload<'_> {
 
     /// Whether the device may write to all of it.
     #[inline]
-    fn is_writable(&self) -> bool {
+    pub(super) fn is_writable(&self) -> bool {
         match &self.data {
             Data::One(held) => !matches!(held, Held::Bytes(_)),
             Data::Many(parts) => !parts.iter().any(|part| matches!(part, Held::Bytes(_))),
@@ -165,7 +183,7 @@ impl Payload<'_> {
     /// The caller is the poster of `queue` and acquired the slot; `describe` said that it fits; `first`
     /// is the slot's.
     #[inline(always)]
-    unsafe fn hold(self, queue: &WorkQueue, slot: u32, first: *mut Held) -> u16 {
+    pub(super) unsafe fn hold(self, queue: &WorkQueue, slot: u32, first: *mut Held) -> u16 {
         match self.data {
             Data::One(held) => {
                 // SAFETY: the caller's promise.
@@ -200,8 +218,7 @@ impl Payload<'_> {
 
 impl Action {
     /// Writes the operation to the raw work request, once it is checked against `len` bytes of payload.
-    #[inline]
-    fn describe(
+    pub(super) fn describe(
         &self,
         qp: &QpInner,
         wr: &mut ibv_send_wr,
@@ -285,24 +302,37 @@ impl Action {
                 wr.__bindgen_anon_1.invalidate_rkey = *rkey;
                 Opcode::Invalidate
             }
+            Action::Bind(binding) => {
+                // Another provider's window would be taken for one of this provider's.
+                if !Arc::ptr_eq(&binding.window.pd, &qp.pd) {
+                    return Err(PostErrorKind::WrongDomain { what: "the memory window" });
+                }
+                wr.opcode = Op::IBV_WR_BIND_MW;
+                wr.__bindgen_anon_2.bind_mw = RawBind {
+                    mw: binding.window.ptr.as_ptr(),
+                    rkey: binding.rkey,
+                    bind_info: binding.info(),
+                };
+                Opcode::Bind
+            }
         })
     }
 
     /// What the action keeps alive.
-    #[inline]
-    fn keep(&self) -> Option<Keep> {
+    pub(super) fn keep(&self) -> Option<Keep> {
         match self {
             Action::SendTo { address, .. } => Some(address.keep.clone()),
+            Action::Bind(binding) => Some(binding.keep()),
             _ => None,
         }
     }
 }
 
-const SIGNALED: u32 = ibv_send_flags::IBV_SEND_SIGNALED.0;
+pub(super) const SIGNALED: u32 = ibv_send_flags::IBV_SEND_SIGNALED.0;
 
 /// A raw send request, all zero.
 #[inline]
-fn raw_send() -> ibv_send_wr {
+pub(super) fn raw_send() -> ibv_send_wr {
     // SAFETY: integers, null pointers and unions of them: all zeroes are a value.
     unsafe { std::mem::zeroed() }
 }
@@ -352,7 +382,8 @@ impl QpInner {
         let post = &mut *guard;
         let cursor = post.cursor;
         let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
-        if post.reserved {
+        let reserved = post.reserved;
+        if reserved {
             post.reserved = false;
         } else if !self.send_cq.take_credits(1) {
             post.cursor = cursor;
@@ -378,8 +409,11 @@ impl QpInner {
         // name is held by the slot until the completion (S-2).
         let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut post.send, &raw mut bad) };
         if code != 0 {
-            // Also where a reservation was taken: the credits in use are one fewer again.
-            self.send_cq.return_credits(1);
+            if reserved {
+                post.reserved = true;
+            } else {
+                self.send_cq.return_credits(1);
+            }
             *buffer = take_back_buffer(queue, free.index, owned);
             return Err(Refusal::from_code(code));
         }
@@ -392,83 +426,17 @@ impl QpInner {
     #[inline(never)]
     fn post_any_send<'d, T: Transport>(
         &self,
-        mut request: WorkRequest<'d, T>,
+        request: WorkRequest<'d, T>,
         owned: bool,
     ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
-        let queue = &*self.sq;
-        let mut wr = raw_send();
-        let mut sge = ibv_sge::default();
-        // Order of slots is order of posting, so the lock is held over the verb.
-        let mut guard = queue.lock_post();
-        let post = &mut *guard;
-        let kind = 'refused: {
-            let list = match request.payload.describe(&mut sge, &mut post.sges) {
-                Ok(list) => list,
-                Err(kind) => break 'refused kind,
-            };
-            if let Data::Inline(bytes) = &request.payload.data {
-                if bytes.len() > self.capacity.max_inline as usize {
-                    break 'refused PostErrorKind::InlineTooLong {
-                        asked: bytes.len(),
-                        limit: self.capacity.max_inline,
-                    };
-                }
-                request.flags |= ibv_send_flags::IBV_SEND_INLINE.0;
-            }
-            let opcode = match request.action.describe(self, &mut wr, list.len, request.payload.is_writable())
-            {
-                Ok(opcode) => opcode,
-                Err(kind) => break 'refused kind,
-            };
-            if owned {
-                queue.slots.prepare_owned();
-            }
-            let cursor = post.cursor;
-            let Some(free) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
-            let slot = free.index;
-            let mut flags = request.flags;
-            let reserved = post.reserved;
-            if !credit(&self.send_cq, post, queue.depth(), &mut flags) {
-                post.cursor = cursor;
-                break 'refused PostErrorKind::QueueFull;
-            }
-            let seq = post.seq;
-            let keep = request.action.keep();
-            let payload = free.payload();
-            // SAFETY: a place inside the payload.
-            let first = unsafe { &raw mut (*payload).first };
-            // SAFETY: the poster, and `describe` checked the length.
-            let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
-            // SAFETY: the poster; what was there was taken out before the slot was released.
-            unsafe { fill(payload, request.id, keep, seq, held, opcode) };
-            let generation = free.publish(owned);
-            wr.wr_id = queue.wr_id(slot, generation);
-            wr.sg_list = list.ptr;
-            wr.num_sge = list.count;
-            wr.send_flags = flags;
-            if flags & SIGNALED == 0 {
-                queue.push_unsignaled(slot, generation, seq);
-            }
-            let mut bad = std::ptr::null_mut();
-            // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they
-            // name is held by the slot until the completion (S-2).
-            let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut wr, &raw mut bad) };
-            if code == 0 {
-                post.seq = seq.wrapping_add(1);
-                post.unsignaled = if flags & SIGNALED == 0 { post.unsignaled + 1 } else { 0 };
-                return Ok(slot);
-            }
-            if flags & SIGNALED == 0 {
-                queue.pop_unsignaled();
-            }
-            // Also where the verb took an old reservation: the credits in use are one fewer again.
-            self.send_cq.return_credits(1);
-            post.reserved |= reserved;
-            request.payload = take_back(queue, slot, owned);
-            refused("ibv_post_send", code)
-        };
-        drop(guard);
-        Err(PostError { kind, request })
+        let mut slot = 0;
+        let mut chain = [request];
+        let (_, refusal) = self.post_chain(&mut chain, owned, |posted| slot = posted);
+        let [request] = chain;
+        match refusal {
+            None => Ok(slot),
+            Some(kind) => Err(PostError { kind, request }),
+        }
     }
 
     /// Posts one receive; gives its slot.
@@ -518,7 +486,14 @@ impl QpInner {
 ///
 /// The caller is the poster, the payload that of a slot it acquired.
 #[inline(always)]
-unsafe fn fill(payload: *mut SlotPayload, id: u64, keep: Option<Keep>, seq: u32, held: u16, opcode: Opcode) {
+pub(super) unsafe fn fill(
+    payload: *mut SlotPayload,
+    id: u64,
+    keep: Option<Keep>,
+    seq: u32,
+    held: u16,
+    opcode: Opcode,
+) {
     // SAFETY: the caller owns the payload, so each of its fields can be written.
     unsafe { (&raw mut (*payload).id).write(id) };
     // SAFETY: as above.
@@ -531,35 +506,8 @@ unsafe fn fill(payload: *mut SlotPayload, id: u64, keep: Option<Keep>, seq: u32,
     unsafe { (&raw mut (*payload).opcode).write(opcode) };
 }
 
-/// Takes the credits for one send; may decide that it is signalled after all. False: none left.
-///
-/// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
-/// run: so a run can always be ended, however full the completion queue is of others' work.
-#[inline]
-fn credit(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> bool {
-    if *flags & SIGNALED == 0 {
-        return credit_unsignaled(cq, post, depth, flags);
-    }
-    if post.reserved {
-        post.reserved = false;
-        return true;
-    }
-    cq.take_credits(1)
-}
-
-fn credit_unsignaled(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> bool {
-    if (post.unsignaled + 1) * 2 <= depth {
-        if cq.take_credits(if post.reserved { 1 } else { 2 }) {
-            post.reserved = true;
-            return true;
-        }
-    }
-    *flags |= SIGNALED;
-    credit(cq, post, depth, flags)
-}
-
 /// What a slot held, after its post failed.
-fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
+pub(super) fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
     let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
     let mut held = taken.held;
     let data = match held.len() {
@@ -601,7 +549,7 @@ impl Refusal {
     }
 }
 
-fn refused(verb: &'static str, code: i32) -> PostErrorKind {
+pub(super) fn refused(verb: &'static str, code: i32) -> PostErrorKind {
     Refusal::from_code(code).kind(verb)
 }
 
@@ -682,6 +630,7 @@ pub(crate) unsafe fn post_recv(
         if !request.payload.is_writable() {
             break 'refused PostErrorKind::NotWritable;
         }
+        post.sges.resize(queue.max_sge() as usize, ibv_sge::default());
         let list = match request.payload.describe(&mut sge, &mut post.sges) {
             Ok(list) => list,
             Err(kind) => break 'refused kind,

@@ -9,6 +9,7 @@ use super::transport::{Atomics, Connected, Datagram, RdmaRead, RdmaWrite, Transp
 use crate::ah::AddressHandle;
 use crate::inflight::Held;
 use crate::mr::{Buffer, RegionRef, RemoteSlice, SharedSlice};
+use crate::mw::{Binding, MemoryWindow};
 
 /// The local memory of a work request: what is sent, or where data goes.
 ///
@@ -117,6 +118,7 @@ pub(crate) enum Action {
     CompareAndSwap { remote: RemoteSlice, expected: u64, new: u64 },
     FetchAndAdd { remote: RemoteSlice, add: u64 },
     Invalidate(u32),
+    Bind(Binding),
 }
 
 /// A work request for a send queue of transport `T`.
@@ -264,6 +266,19 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
         T: Atomics,
     {
         Self::new(Action::FetchAndAdd { remote, add }, target.into())
+    }
+
+    /// Makes the key of a memory window of type 2 invalid: peers that use it get remote access errors.
+    pub fn invalidate(window: &MemoryWindow) -> Self
+    where
+        T: Connected,
+    {
+        Self::new(Action::Invalidate(window.rkey()), Payload::empty())
+    }
+
+    /// See [`MemoryWindow::bind`].
+    pub(crate) fn bind(binding: Binding) -> Self {
+        Self::new(Action::Bind(binding), Payload::empty())
     }
 
     /// The caller's number, given back by the completion.

@@ -1,0 +1,178 @@
+//! Posting several sends as one chain: one call, one doorbell.
+
+use verbs_sys::{ibv_send_flags, ibv_send_wr, inline};
+
+use super::inner::QpInner;
+use super::post::{PostErrorKind, SIGNALED, fill, raw_send, refused, take_back};
+use super::request::{Data, Payload, WorkRequest};
+use super::transport::Transport;
+use crate::cq::CqInner;
+use crate::inflight::PostState;
+
+/// A link of a chain that is being built, and what to undo if it is not posted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Link {
+    slot: u32,
+    /// Where its part of the scatter/gather list starts.
+    sges: usize,
+    unsignaled: bool,
+    /// Credits it took.
+    credits: u32,
+    /// The poster's state before it.
+    before: (u32, bool),
+}
+
+/// Takes the credits for one send; may decide that it is signalled after all. `None`: none left.
+///
+/// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
+/// run: so a run can always be ended, however full the completion queue is of others' work.
+fn credit(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> Option<u32> {
+    if *flags & SIGNALED == 0 && (post.unsignaled + 1) * 2 <= depth {
+        let credits = if post.reserved { 1 } else { 2 };
+        if cq.take_credits(credits) {
+            post.reserved = true;
+            post.unsignaled += 1;
+            return Some(credits);
+        }
+    }
+    *flags |= SIGNALED;
+    if !post.reserved && !cq.take_credits(1) {
+        return None;
+    }
+    post.unsignaled = 0;
+    Some(u32::from(!std::mem::take(&mut post.reserved)))
+}
+
+impl QpInner {
+    /// Posts requests in order until one cannot be: gives how many were, and why no more. Those that were
+    /// posted have lost their memory; `posted` gets their slots.
+    pub(crate) fn post_chain<T: Transport>(
+        &self,
+        requests: &mut [WorkRequest<'_, T>],
+        owned: bool,
+        mut posted: impl FnMut(u32),
+    ) -> (usize, Option<PostErrorKind>) {
+        let queue = &*self.sq;
+        if owned {
+            queue.slots.prepare_owned();
+        }
+        // Order of slots is order of posting, so the lock is held over the verb.
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        post.chain.clear();
+        post.links.clear();
+        post.sges.clear();
+        let mut refusal = None;
+        for request in requests.iter_mut() {
+            if let Err(kind) = self.add(post, request, owned) {
+                refusal = Some(kind);
+                break;
+            }
+        }
+        let count = post.chain.len();
+        if count == 0 {
+            return (0, refusal);
+        }
+        // The vectors have stopped growing: their addresses hold.
+        for i in 0..count {
+            post.chain[i].sg_list = post.sges[post.links[i].sges..].as_mut_ptr();
+            post.chain[i].next = match post.chain.get_mut(i + 1) {
+                Some(next) => next,
+                None => std::ptr::null_mut(),
+            };
+        }
+        let first = post.chain.as_mut_ptr();
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: the pair is live (S-1); the chain is linked and terminated, and valid for the call; the
+        // memory it names is held by the slots until the completions (S-2).
+        let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), first, &raw mut bad) };
+        let mut done = count;
+        if code != 0 {
+            refusal = Some(refused("ibv_post_send", code));
+            done = unposted(&post.chain, bad);
+            for i in (done..count).rev() {
+                self.undo(post, i, &mut requests[i].payload, owned);
+            }
+        }
+        post.seq = post.seq.wrapping_add(u32::try_from(done).unwrap_or(0));
+        for link in &post.links[..done] {
+            posted(link.slot);
+        }
+        (done, refusal)
+    }
+
+    /// Adds one request to the chain, with its slot filled and published.
+    fn add<T: Transport>(
+        &self,
+        post: &mut PostState,
+        request: &mut WorkRequest<'_, T>,
+        owned: bool,
+    ) -> Result<(), PostErrorKind> {
+        let queue = &*self.sq;
+        let mut wr = raw_send();
+        let sges = post.sges.len();
+        let len = request.payload.list(&mut post.sges, queue.max_sge())?;
+        let mut flags = request.flags;
+        if let Data::Inline(bytes) = &request.payload.data {
+            if bytes.len() > self.capacity.max_inline as usize {
+                return Err(PostErrorKind::InlineTooLong {
+                    asked: bytes.len(),
+                    limit: self.capacity.max_inline,
+                });
+            }
+            flags |= ibv_send_flags::IBV_SEND_INLINE.0;
+        }
+        let opcode = request.action.describe(self, &mut wr, len, request.payload.is_writable())?;
+        let cursor = post.cursor;
+        let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
+        let before = (post.unsignaled, post.reserved);
+        let Some(credits) = credit(&self.send_cq, post, queue.depth(), &mut flags) else {
+            post.cursor = cursor;
+            return Err(PostErrorKind::QueueFull);
+        };
+        let unsignaled = flags & SIGNALED == 0;
+        let seq = post.seq.wrapping_add(u32::try_from(post.chain.len()).unwrap_or(0));
+        let data = match request.payload.data {
+            // The verb copies these bytes; they stay with the request.
+            Data::Inline(bytes) => Data::Inline(bytes),
+            _ => std::mem::replace(&mut request.payload.data, Data::None),
+        };
+        let payload = free.payload();
+        // SAFETY: a place inside the payload.
+        let first = unsafe { &raw mut (*payload).first };
+        // SAFETY: the poster, and `list` checked the length.
+        let held = unsafe { Payload { data }.hold(queue, free.index, first.cast()) };
+        // SAFETY: the poster; what was there was taken out before the slot was released.
+        unsafe { fill(payload, request.id, request.action.keep(), seq, held, opcode) };
+        let generation = free.publish(owned);
+        if unsignaled {
+            queue.push_unsignaled(free.index, generation, seq);
+        }
+        wr.wr_id = queue.wr_id(free.index, generation);
+        wr.num_sge = i32::try_from(post.sges.len() - sges).unwrap_or(i32::MAX);
+        wr.send_flags = flags;
+        post.chain.push(wr);
+        post.links.push(Link { slot: free.index, sges, unsignaled, credits, before });
+        Ok(())
+    }
+
+    /// Takes back the `i`th link, the last of those that remain, which the verb did not post.
+    fn undo(&self, post: &mut PostState, i: usize, payload: &mut Payload<'_>, owned: bool) {
+        let link = post.links[i];
+        if link.unsignaled {
+            self.sq.pop_unsignaled();
+        }
+        self.send_cq.return_credits(link.credits);
+        (post.unsignaled, post.reserved) = link.before;
+        let taken = take_back(&self.sq, link.slot, owned);
+        if !matches!(payload.data, Data::Inline(_)) {
+            *payload = taken;
+        }
+    }
+}
+
+/// The index of the first request that the verb did not post. A provider that does not say leaves us
+/// not knowing: then all count as posted, because the device may have them.
+fn unposted(chain: &[ibv_send_wr], bad: *mut ibv_send_wr) -> usize {
+    chain.iter().position(|wr| std::ptr::eq(wr, bad)).unwrap_or(chain.len())
+}
