@@ -3,23 +3,27 @@
 
 mod common;
 
-use rdma_async::{Config, WaitMode};
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use rdma_async::{Config, Ended, OperationError, WaitMode};
+use rdma_core::{PostErrorKind, RemoteAccess};
+
+const MODES: [WaitMode; 3] = [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive];
 
 #[tokio::test]
 async fn ping_pong() {
-    for mode in [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive] {
+    for mode in MODES {
         let domain = common::domain();
-        let config = Config::rc().wait_mode(mode);
-        let (a, b) = common::pair(&domain, &config).await;
+        let (a, b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
         let echo = tokio::spawn(async move {
-            for _ in 0..1000 {
+            for _ in 0..500 {
                 let message = b.recv().await.unwrap();
                 b.send(message).await.0.unwrap();
             }
             b
         });
-        let start = std::time::Instant::now();
-        for i in 0..1000u64 {
+        for i in 0..500u64 {
             let mut buffer = a.pool().acquire().await;
             buffer.set_len(64);
             buffer[..8].copy_from_slice(&i.to_le_bytes());
@@ -29,8 +33,246 @@ async fn ping_pong() {
             assert_eq!(answer.len(), 64);
             assert_eq!(answer[..8], i.to_le_bytes());
         }
-        println!("{mode:?}: {:?} per round trip, {:?}", start.elapsed() / 1000, a.completion_queue().counters());
         echo.await.unwrap().close().await.unwrap();
         a.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_on_many_connections_share_a_queue() {
+    for mode in MODES {
+        let domain = common::domain();
+        let queue = domain.completion_queue(8 * 2 * 40, mode).unwrap();
+        let config = Config::rc().completion_queue(&queue).send_depth(4).receive_depth(16);
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (a, b) = common::pair(&domain, &config).await;
+            let (a, b) = (Arc::new(a), Arc::new(b));
+            let sum = Arc::new(std::sync::atomic::AtomicU64::new(0));
+            for task in 0..16u64 {
+                let (a, b, sum) = (Arc::clone(&a), Arc::clone(&b), Arc::clone(&sum));
+                tasks.spawn(async move {
+                    for i in 0..20 {
+                        let mut buffer = a.pool().acquire().await;
+                        buffer.set_len(8);
+                        buffer.copy_from_slice(&(task * 20 + i).to_le_bytes());
+                        let (sent, received) = tokio::join!(a.send(buffer), b.recv());
+                        sent.0.unwrap();
+                        let number = u64::from_le_bytes(received.unwrap()[..].try_into().unwrap());
+                        sum.fetch_add(number, std::sync::atomic::Ordering::Relaxed);
+                    }
+                    (a, b, sum)
+                });
+            }
+        }
+        while let Some(done) = tasks.join_next().await {
+            let (a, b, sum) = done.unwrap();
+            if Arc::strong_count(&sum) == 1 {
+                assert_eq!(sum.load(std::sync::atomic::Ordering::Relaxed), (0..320).sum());
+                assert_eq!((a.counters().posted, b.counters().received), (320, 320));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn immediate_data_and_empty_messages() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc()).await;
+    let mut buffer = a.pool().acquire().await;
+    buffer.set_len(3);
+    buffer.copy_from_slice(b"abc");
+    let (result, mut buffer) = a.send_with_imm(buffer, 0xdead_beef).await;
+    result.unwrap();
+    assert_eq!(&buffer[..], b"abc");
+    let message = b.recv().await.unwrap();
+    assert_eq!((&message[..], message.imm(), message.written()), (&b"abc"[..], Some(0xdead_beef), None));
+    buffer.truncate(0);
+    a.send(buffer).await.0.unwrap();
+    let message = b.recv().await.unwrap();
+    assert_eq!((&message[..], message.imm()), (&b""[..], None));
+}
+
+#[tokio::test]
+async fn writes_reads_and_atomics() {
+    let domain = common::domain();
+    let shared = domain.protection_domain().share(vec![0; 4096], RemoteAccess::all()).unwrap();
+    let config = Config::rc().regions([shared.remote()]).private_data(&b"a word"[..]);
+    let (a, b) = common::pair(&domain, &config).await;
+    assert_eq!((a.peer_data(), b.peer_data()), (&b"a word"[..], &b"a word"[..]));
+    let remote = a.peer_regions()[0];
+    assert_eq!(remote, shared.remote());
+
+    let mut buffer = a.pool().acquire().await;
+    buffer.set_len(100);
+    buffer.fill(7);
+    let (result, buffer) = a.write(buffer, remote.slice(1000, 100).unwrap()).await;
+    result.unwrap();
+    let mut seen = [0; 102];
+    shared.copy_out(999, &mut seen).unwrap();
+    assert_eq!((seen[0], &seen[1..101], seen[101]), (0, &[7; 100][..], 0));
+
+    let (result, buffer) = a.write_with_imm(buffer, remote.slice(2000, 100).unwrap(), 42).await;
+    result.unwrap();
+    let message = b.recv().await.unwrap();
+    assert_eq!((message.len(), message.imm(), message.written()), (0, Some(42), Some(100)));
+
+    shared.copy_in(0, b"read me!").unwrap();
+    let mut target = buffer;
+    target.set_len(8);
+    let (result, target) = a.read(target, remote).await;
+    result.unwrap();
+    assert_eq!(&target[..], b"read me!");
+
+    shared.store(8, 40).unwrap();
+    let word = remote.slice(8, 8).unwrap();
+    assert_eq!(a.fetch_and_add(word, 2).await.unwrap(), 40);
+    assert_eq!(a.compare_and_swap(word, 41, 1).await.unwrap(), 42);
+    assert_eq!(a.compare_and_swap(word, 42, 1).await.unwrap(), 42);
+    assert_eq!(shared.load(8).unwrap(), 1);
+
+    // Refused before it reaches the device: the connection goes on.
+    let (result, target) = a.read(target, remote.slice(0, 4).unwrap()).await;
+    assert!(matches!(result, Err(OperationError::Post(PostErrorKind::OutOfBounds { asked: 8, limit: 4 }))));
+    let odd = remote.slice(4, 8).unwrap();
+    assert!(matches!(a.fetch_and_add(odd, 1).await, Err(OperationError::Post(PostErrorKind::BadAtomic))));
+    a.send(target).await.0.unwrap();
+    assert_eq!(&b.recv().await.unwrap()[..], b"read me!");
+}
+
+#[tokio::test]
+async fn gather_and_bytes() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc().max_sge(3)).await;
+    let mut parts = [a.pool().acquire().await, a.pool().acquire().await, a.pool().acquire().await];
+    for (i, part) in (1u8..).zip(&mut parts) {
+        part.set_len(usize::from(i));
+        part.fill(i);
+    }
+    let (result, parts) = a.send(parts).await;
+    result.unwrap();
+    assert_eq!(parts.each_ref().map(|part| part.len()), [1, 2, 3]);
+    let message = b.recv().await.unwrap();
+    assert_eq!(&message[..], &[1, 2, 2, 3, 3, 3]);
+
+    // Received bytes are sent on from where they lie; others are copied; too many for a buffer as well.
+    let free = b.pool().idle();
+    let bytes = message.into_bytes().slice(1..3);
+    let (result, bytes) = b.send(bytes).await;
+    result.unwrap();
+    assert_eq!(&bytes[..], &[2, 2]);
+    assert_eq!(&a.recv().await.unwrap()[..], &[2, 2]);
+    assert_eq!(b.pool().idle(), free, "sent without a buffer of the pool");
+    drop(bytes);
+    assert_eq!(b.pool().idle(), free + 1, "back in the pool with its last clone");
+
+    b.send(Bytes::from_static(b"static")).await.0.unwrap();
+    assert_eq!(&a.recv().await.unwrap()[..], b"static");
+    assert_eq!(b.pool().idle(), free + 1);
+    b.send(Bytes::new()).await.0.unwrap();
+    assert!(a.recv().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_message_too_long_for_the_peer_is_refused_and_the_connection_goes_on() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc().message_size(256)).await;
+    let long = domain.protection_domain().allocate(257).unwrap().into_buffer();
+    let (result, mut long) = a.send(long).await;
+    assert!(matches!(result, Err(OperationError::TooLong { length: 257, limit: 256 })));
+    long.truncate(256);
+    a.send(long).await.0.unwrap();
+    assert_eq!(b.recv().await.unwrap().len(), 256);
+}
+
+#[tokio::test]
+async fn a_failed_operation_ends_the_connection_with_its_reason() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc()).await;
+    let nowhere = rdma_core::RemoteSlice { addr: 4096, rkey: 1, len: 4096 };
+    let (result, buffer) = a.write(a.pool().acquire().await, nowhere).await;
+    let error = result.unwrap_err();
+    assert!(matches!(&error, OperationError::Completion(e) if !e.is_flush()), "{error}");
+    let (result, _buffer) = a.send(buffer).await;
+    assert!(matches!(result, Err(OperationError::Ended(Ended::Failed(_)))), "{result:?}");
+    assert!(a.recv().await.is_err());
+    let ended = tokio::time::timeout(Duration::from_secs(5), b.recv()).await.unwrap().unwrap_err();
+    assert!(matches!(ended, OperationError::Ended(_) | OperationError::Completion(_)), "{ended}");
+}
+
+#[tokio::test]
+async fn what_arrived_before_a_close_is_received_after_it() {
+    let domain = common::domain();
+    for mode in MODES {
+        let (a, b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
+        for i in 0..10u8 {
+            let mut buffer = a.pool().acquire().await;
+            buffer.set_len(1);
+            buffer[0] = i;
+            a.send(buffer).await.0.unwrap();
+        }
+        a.close().await.unwrap();
+        assert!(matches!(b.until_ended().await, Ended::ClosedByPeer));
+        for i in 0..10u8 {
+            assert_eq!(&b.recv().await.unwrap()[..], &[i]);
+        }
+        assert!(matches!(b.recv().await, Err(OperationError::Ended(Ended::ClosedByPeer))));
+        let (result, _) = b.send(Bytes::from_static(b"late")).await;
+        assert!(matches!(result, Err(OperationError::Ended(Ended::ClosedByPeer))));
+        b.close().await.unwrap();
+        assert!(matches!(a.recv().await, Err(OperationError::Ended(Ended::Closed))));
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_without_receives_is_back_pressure() {
+    let domain = common::domain();
+    let config = Config::rc().receive_depth(2).spare_buffers(2).send_depth(2);
+    let (a, b) = common::pair(&domain, &config).await;
+    let a = Arc::new(a);
+    let sender = tokio::spawn({
+        let a = Arc::clone(&a);
+        async move {
+            for i in 0..20u8 {
+                a.send(Bytes::copy_from_slice(&[i])).await.0.unwrap();
+            }
+        }
+    });
+    // All buffers are held: four messages get through, the rest waits.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(b.recv().await.unwrap());
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(100), b.recv()).await.is_err());
+    assert!(!sender.is_finished());
+    held.clear();
+    for i in 4..20u8 {
+        assert_eq!(&b.recv().await.unwrap()[..], &[i]);
+    }
+    sender.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deadline_ends_the_connection_and_gives_the_buffer_back() {
+    let domain = common::domain();
+    let config = Config::rc().receive_depth(1).spare_buffers(1);
+    let (a, b) = common::pair(&domain, &config).await;
+    // The peer's one receive is used up, and its pool is held: the second message has nowhere to go.
+    a.send(Bytes::from_static(b"1")).await.0.unwrap();
+    let _held = (b.recv().await.unwrap(), b.pool().try_acquire());
+    let mut results = Vec::new();
+    for _ in 0..3 {
+        let mut buffer = a.pool().acquire().await;
+        buffer.set_len(8);
+        let limit = Duration::from_millis(200);
+        let start = std::time::Instant::now();
+        let (result, buffer) = a.with_deadline(limit, a.send(buffer)).await;
+        assert_eq!(buffer.len(), 8);
+        assert!(start.elapsed() < Duration::from_secs(3));
+        results.push(result);
+    }
+    assert!(results.iter().any(|result| matches!(
+        result,
+        Err(OperationError::Ended(Ended::Deadline { limit })) if limit.as_millis() == 200
+    )), "{results:?}");
 }
