@@ -181,6 +181,7 @@ impl Device {
                     worked |= self.receive(&mut receiver, scratch);
                 }
                 worked |= self.serve_touched(scratch);
+                worked |= self.serve_held(scratch);
                 worked |= self.serve_lists(self.now(), scratch);
                 worked
             });
@@ -201,7 +202,7 @@ impl Device {
     }
 
     fn has_work(&self) -> bool {
-        self.lists.has_work()
+        self.lists.runnable.len() > 0
             || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
     }
 }

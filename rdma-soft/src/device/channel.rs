@@ -31,18 +31,24 @@ impl Channel {
     /// wakes it; blocks unless the descriptor says otherwise.
     pub(crate) fn take(&self, device: &Device) -> io::Result<Arc<CompletionQueue>> {
         let pop = || self.events.pop(|cq| cq.completion_events.taken());
+        if let Some(cq) = pop() {
+            return Ok(cq);
+        }
+        device.before_sleep();
         loop {
-            if let Some(cq) = pop() {
+            let nonblocking = self.events.is_nonblocking();
+            // While the socket has anything the descriptor is readable, so this does not sleep then.
+            if !nonblocking {
+                self.events.sleep()?;
+            }
+            // An event that this very thread finds is taken here and needs no signal.
+            if let Some(cq) = pop().or_else(|| device.drive_until(pop)) {
                 return Ok(cq);
             }
-            // An event that this very thread finds is taken below and needs no signal.
-            if let Some(cq) = device.drive_until(pop) {
-                return Ok(cq);
-            }
-            if self.events.is_nonblocking() {
+            if nonblocking {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            self.events.sleep()?;
+            device.before_sleep();
         }
     }
 

@@ -1,7 +1,7 @@
 //! Completion queues.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
@@ -49,6 +49,8 @@ pub(crate) struct CompletionQueue {
     inner: Mutex<Inner>,
     /// How many completions wait, to see without the lock that none does.
     len: AtomicUsize,
+    /// Armed since the last poll.
+    just_armed: AtomicBool,
     /// What the program knows it by: the address of the C structure, never followed here.
     pub(crate) identity: usize,
     pub(crate) channel: Option<Arc<Channel>>,
@@ -78,6 +80,7 @@ impl CompletionQueue {
                 overrun: false,
             }),
             len: AtomicUsize::new(0),
+            just_armed: AtomicBool::new(false),
             identity,
             channel,
             users: AtomicUsize::new(0),
@@ -136,12 +139,20 @@ impl CompletionQueue {
 
     /// Asks for an event when the next completion comes; a solicited-only request never weakens one for any.
     pub(crate) fn arm(&self, solicited_only: bool) {
+        self.just_armed.store(self.channel.is_some(), Ordering::Relaxed);
         let mut inner = self.lock();
         if !solicited_only {
             inner.armed = Armed::Any;
         } else if inner.armed == Armed::No {
             inner.armed = Armed::Solicited;
         }
+    }
+
+    /// Whether this is the first poll since the queue was armed: that one looks for completions that came
+    /// before, and is followed by sleep. It need not look at the socket, for the channel's descriptor is
+    /// readable while that has anything.
+    pub(super) fn just_armed(&self) -> bool {
+        self.just_armed.load(Ordering::Relaxed) && self.just_armed.swap(false, Ordering::Relaxed)
     }
 
     /// Changes the depth; refused when more completions than that wait.

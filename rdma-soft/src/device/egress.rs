@@ -108,36 +108,43 @@ impl Device {
         now: Time,
         scratch: &mut Scratch,
     ) {
+        if !qp.listed.sending.enter() {
+            // The thread that sends holds acknowledgements; what was to be flushed waits for its tick.
+            self.note_state(qp, &inner, now, scratch);
+            return;
+        }
         let mut sent = 0;
-        // If another thread sends, it looks again when it is done, under this lock.
-        while !inner.sending {
-            self.fill(qp, &mut inner, acks, now, scratch);
-            if scratch.batch.len == 0 {
-                break;
-            }
-            sent += scratch.batch.len;
-            inner.sending = true;
+        loop {
+            let dry = self.fill(qp, &mut inner, acks, now, scratch);
+            self.note_state(qp, &inner, now, scratch);
             drop(inner);
+            sent += scratch.batch.len;
             self.send_batch(now, scratch);
-            inner = qp.lock();
-            inner.sending = false;
-            if sent >= QUOTA {
+            if dry {
+                if qp.listed.sending.leave() {
+                    return;
+                }
+            } else if sent >= QUOTA {
+                // In this order: who finds it in the list must be able to send.
+                qp.listed.sending.stop();
                 self.lists.runnable.add(qp);
                 self.note_deadline(now);
-                break;
+                return;
             }
+            inner = qp.lock();
         }
-        self.note_state(qp, &inner, now);
     }
 
-    /// Takes packets from the state machine until it has none or the batch is full.
-    fn fill(&self, qp: &QueuePair, inner: &mut Inner, acks: Acks, now: Time, scratch: &mut Scratch) {
+    /// Takes packets from the state machine until it has none or the batch is full; true if it has none.
+    fn fill(&self, qp: &QueuePair, inner: &mut Inner, acks: Acks, now: Time, scratch: &mut Scratch) -> bool {
         let batch = &mut scratch.batch;
         batch.clear();
+        let mut dry = false;
         with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
             while batch.packets.len() < BATCH_PACKETS {
                 let Some(transmit) = machine.poll_transmit(now, &mut host, acks, &mut batch.bytes[batch.len..])
                 else {
+                    dry = true;
                     break;
                 };
                 let end = batch.len + transmit.len + ICRC_LEN;
@@ -148,6 +155,7 @@ impl Device {
         if batch.len > 0 && !batch.peer.as_ref().zip(inner.peer.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b)) {
             batch.peer.clone_from(&inner.peer);
         }
+        dry
     }
 
     fn send_batch(&self, now: Time, scratch: &mut Scratch) {

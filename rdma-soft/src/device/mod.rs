@@ -31,18 +31,18 @@ mod slab;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 pub(crate) use channel::Channel;
 pub(crate) use completion_queue::{CompletionQueue, Entry};
-pub(crate) use events::{AsyncEvent, AsyncEvents, EventCount};
+pub(crate) use events::{AsyncEvent, AsyncEvents};
 pub(crate) use memory::RawMemory;
 pub(crate) use memory_table::{Access, MAX_KEYS, MemoryTable, Region, RemoveError, WindowType};
 pub(crate) use multicast::Multicast;
-pub(crate) use peer::{Peer, address_of_gid, eui64, mac_of};
+pub(crate) use peer::{address_of_gid, eui64, mac_of};
 pub(crate) use queue_pair::{Parts, QueuePair};
 pub(crate) use receive_queue::{ReceiveError, SharedReceiveQueue};
 
@@ -80,6 +80,8 @@ pub(crate) struct Device {
     next_deadline: AtomicU64,
     /// How often threads of the program drove the device.
     drives: AtomicU64,
+    /// Queue pairs that packets from the socket can be for.
+    remote_peers: AtomicUsize,
     delayed: Delayed,
     background: Background,
     counters: Counters,
@@ -176,9 +178,10 @@ impl Handle {
             queue_pairs: RwLock::new(Slab::new(MAX_QUEUE_PAIRS)),
             memory: MemoryTable::new(),
             multicast: Multicast::default(),
-            lists: Lists::new(),
+            lists: Lists::default(),
             next_deadline: AtomicU64::new(NEVER),
             drives: AtomicU64::new(0),
+            remote_peers: AtomicUsize::new(0),
             delayed: Delayed::default(),
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),

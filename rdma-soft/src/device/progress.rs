@@ -2,34 +2,41 @@
 //!
 //! * A thread that posts sends what it posted (`egress`).
 //! * A thread that polls an empty completion queue [drives](Device::poll) the device: acknowledgements that
-//!   were held for company leave, queue pairs that had used up their quota go on, timers that are due fire, and
-//!   one receive call is made and processed. A thread about to sleep on a channel does the same until the
-//!   socket is empty.
+//!   it held for company leave, queue pairs that had used up their quota go on, timers that are due fire, and
+//!   one receive call is made and processed. A thread that sleeps on a channel does the same when it wakes,
+//!   until the socket is empty.
 //! * The background thread (`background`) does it for programs that do not call.
 //!
 //! An acknowledgement must not stand between a message and its answer: it is held until the program posts
-//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or the
-//! background thread finds that nobody came. Arming a queue does not send it: programs arm before they
-//! answer, and the poll or sleep that follows is close enough.
+//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or a
+//! millisecond has passed. Arming a queue does not send it: programs arm before they answer, and the poll or
+//! sleep that follows is close enough.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::completion_queue::{CompletionQueue, Entry};
-use super::queue_pair::{Inner, NEVER, QueuePair, is_set, with_host};
+use super::queue_pair::{Inner, NEVER, QueuePair, with_host};
 use super::scratch::{self, Scratch};
 use super::{Device, Receiver};
 use crate::proto::{Acks, Time};
 
-/// Empty polls after which the processor is given away. A packet from another process takes some polls
-/// to come; one that is later than that may come from a process that waits for this processor.
-const YIELD_AFTER: u32 = 16;
-/// Polls in vain between two looks at the timers.
-const TIMERS_EVERY: u32 = 8;
+/// What a poll in vain counts that looked at the socket, against one that looked at memory only: about the
+/// ratio of their costs.
+const SOCKET_POLL: u32 = 32;
+/// The processor is given away when polls in vain have counted so much, a few microseconds: a packet that
+/// takes longer may come from a thread that waits for this processor.
+const PATIENCE: u32 = 16 * SOCKET_POLL;
+/// Between two looks at the timers, counted likewise.
+const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
+/// Where all peers are in this process: between two looks at the socket, and how long acknowledgements are
+/// held, counted likewise.
+const LOCAL_SOCKET_EVERY: u32 = 256;
+const LOCAL_HOLD: u32 = 16;
 /// Queue pairs that one call looks after before it returns to its caller.
 const PER_CALL: usize = 64;
 /// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
-/// the background thread ticks.
+/// the background thread ticks; in nanoseconds.
 pub(super) const TICK: u64 = 1_000_000;
 
 impl Device {
@@ -40,14 +47,13 @@ impl Device {
             return n;
         }
         scratch::with(|scratch| {
-            let worked = self.drive(scratch);
+            let worked = self.drive(cq, scratch);
             let n = cq.poll(max, &mut take);
             if n > 0 || worked {
                 scratch.idle_polls = 0;
                 return n;
             }
-            scratch.idle_polls = scratch.idle_polls.wrapping_add(1);
-            if scratch.idle_polls >= YIELD_AFTER {
+            if scratch.idle_polls >= PATIENCE {
                 std::thread::yield_now();
             }
             0
@@ -60,7 +66,6 @@ impl Device {
             self.count_drive();
             let mut receiver = self.receiver();
             loop {
-                self.serve_lists(self.now(), scratch);
                 let received = self.receive(&mut receiver, scratch);
                 self.serve_touched(scratch);
                 if let Some(found) = found() {
@@ -73,21 +78,39 @@ impl Device {
         })
     }
 
+    /// What has to leave before the calling thread sleeps.
+    pub(crate) fn before_sleep(&self) {
+        scratch::with(|scratch| {
+            self.count_drive();
+            self.serve_held(scratch);
+            self.serve_lists(self.now(), scratch);
+            self.serve_touched(scratch);
+        });
+    }
+
     fn count_drive(&self) {
         // Not exact when threads race, and need not be: it has to move.
         self.drives.store(self.drives.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// One round of work by a program's thread; whether there was any.
-    fn drive(&self, scratch: &mut Scratch) -> bool {
+    /// One round of work by a program's thread that polled `cq` in vain; whether there was any. As short as
+    /// it can be: the clock is read for a reason only.
+    fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.count_drive();
+        let before = scratch.idle_polls;
+        let passed = |every: u32, after: u32| before / every != after / every;
+        let all_local = self.remote_peers.load(Ordering::Relaxed) == 0;
+        let look = if all_local { before % LOCAL_SOCKET_EVERY == LOCAL_SOCKET_EVERY - 1 } else { !cq.just_armed() };
+        scratch.idle_polls = before.wrapping_add(if look && !all_local { SOCKET_POLL } else { 1 });
         let mut worked = false;
-        // A poll in vain is as short as it can be: the clock is read for a reason only.
-        if self.lists.has_work() || self.has_delayed() || scratch.idle_polls % TIMERS_EVERY == 0 {
+        if !scratch.held.is_empty() && (!all_local || before >= LOCAL_HOLD) {
+            worked |= self.serve_held(scratch);
+        }
+        if self.lists.runnable.len() > 0 || self.has_delayed() || passed(TIMERS_EVERY, scratch.idle_polls) {
             worked |= self.serve_lists(self.now(), scratch);
         }
-        // Who holds it does the same work at this moment.
-        if let Ok(mut receiver) = self.receiver.try_lock() {
+        // Who holds the receiver does the same work at this moment.
+        if look && let Ok(mut receiver) = self.receiver.try_lock() {
             worked |= self.receive(&mut receiver, scratch);
         }
         worked |= self.serve_touched(scratch);
@@ -106,16 +129,21 @@ impl Device {
         }
     }
 
-    /// Acknowledgements, queue pairs in turn, delayed sends and timers.
-    pub(super) fn serve_lists(&self, now: Time, scratch: &mut Scratch) -> bool {
+    /// Sends the acknowledgements that this thread held and that nothing took along meanwhile.
+    pub(super) fn serve_held(&self, scratch: &mut Scratch) -> bool {
         let mut worked = false;
-        for _ in 0..self.lists.acks.len().min(PER_CALL) {
-            let Some(qp) = self.lists.acks.pop() else { break };
-            if is_set(&qp.listed.ack_pending) {
-                self.settle(&qp, qp.lock(), Acks::Flush, now, scratch);
+        while let Some(qp) = scratch.held.pop() {
+            if qp.listed.owes_ack.load(Ordering::Relaxed) {
+                self.settle(&qp, qp.lock(), Acks::Flush, self.now(), scratch);
                 worked = true;
             }
         }
+        worked
+    }
+
+    /// Queue pairs in turn, delayed sends and timers.
+    pub(super) fn serve_lists(&self, now: Time, scratch: &mut Scratch) -> bool {
+        let mut worked = false;
         for _ in 0..self.lists.runnable.len().min(PER_CALL) {
             let Some(qp) = self.lists.runnable.pop() else { break };
             self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
@@ -158,27 +186,28 @@ impl Device {
             with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
                 machine.handle_timeout(now, &mut host);
             });
-            self.settle(qp, inner, Acks::Hold, now, scratch);
+            // An acknowledgement that was held until now was held long enough.
+            self.settle(qp, inner, Acks::Flush, now, scratch);
         }
         self.release_held(now, scratch);
         !due.is_empty()
     }
 
     /// Enters a queue pair into the lists that its state asks for.
-    pub(super) fn note_state(&self, qp: &Arc<QueuePair>, inner: &Inner, now: Time) {
-        let deadline = inner.machine.poll_timeout().map_or(NEVER, Time::nanoseconds);
-        if deadline != qp.listed.deadline.load(Ordering::Relaxed) {
-            self.lists.timers.set(qp, deadline);
-            if deadline < self.next_deadline.load(Ordering::Relaxed) {
-                self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
-            }
-            self.background.expect_by(deadline);
-        }
+    pub(super) fn note_state(&self, qp: &Arc<QueuePair>, inner: &Inner, now: Time, scratch: &mut Scratch) {
+        let mut deadline = inner.machine.poll_timeout().map_or(NEVER, Time::nanoseconds);
         let owes = inner.machine.ack_pending();
-        qp.listed.ack_pending.store(owes, Ordering::Release);
+        if owes != qp.listed.owes_ack.load(Ordering::Relaxed) {
+            // Changed under the queue pair's lock only.
+            qp.listed.owes_ack.store(owes, Ordering::Relaxed);
+        }
         if owes {
-            self.lists.acks.add(qp);
-            self.background.expect_by(now.nanoseconds());
+            scratch.held.add(qp);
+            deadline = deadline.min(now.nanoseconds() + TICK);
+        }
+        if self.lists.timers.set(qp, deadline) {
+            self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
+            self.background.expect_by(deadline);
         }
     }
 

@@ -1,6 +1,6 @@
 //! A queue pair: its state machine, its receive side, its peer, and its place in the device's lists.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Device;
@@ -38,12 +38,58 @@ pub(crate) struct QueuePair {
 /// Where the device's lists know the queue pair from, readable without its lock.
 #[derive(Debug)]
 pub(super) struct Listed {
-    pub(super) in_acks: AtomicBool,
     pub(super) in_runnable: AtomicBool,
     pub(super) in_timers: AtomicBool,
-    pub(super) ack_pending: AtomicBool,
-    /// When its next timer is due, in nanoseconds of the device's clock, or [`NEVER`].
+    /// An acknowledgement is held for company.
+    pub(super) owes_ack: AtomicBool,
+    /// No timer is due before this, in nanoseconds of the device's clock, or [`NEVER`].
     pub(super) deadline: AtomicU64,
+    /// Who sends, see [`Sending`].
+    pub(super) sending: Sending,
+}
+
+/// One thread at a time sends what it took from the state machine, without the lock, so that packets leave
+/// in the order in which they were made. Others leave sending to it, and leave word.
+///
+/// Entered and asked under the queue pair's lock only, left without it.
+#[derive(Debug)]
+pub(super) struct Sending(AtomicU8);
+
+const IDLE: u8 = 0;
+const SENDING: u8 = 1;
+/// Somebody left word: there may be more to send.
+const CALLED: u8 = 2;
+
+impl Sending {
+    /// True if the caller is to send; false if another thread does and will look again.
+    pub(super) fn enter(&self) -> bool {
+        // The lock orders this against other threads that enter; only leaving happens without it.
+        if self.0.load(Ordering::Acquire) == IDLE {
+            self.0.store(SENDING, Ordering::Relaxed);
+            return true;
+        }
+        let called = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| (s != IDLE).then_some(CALLED));
+        if called.is_ok() {
+            return false;
+        }
+        // It left meanwhile.
+        self.0.store(SENDING, Ordering::Relaxed);
+        true
+    }
+
+    /// Stops sending though there is more.
+    pub(super) fn stop(&self) {
+        self.0.store(IDLE, Ordering::Release);
+    }
+
+    /// True if nobody left word. Otherwise the caller goes on sending, and looks again.
+    pub(super) fn leave(&self) -> bool {
+        let left = self.0.compare_exchange(SENDING, IDLE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if !left {
+            self.0.store(SENDING, Ordering::Release);
+        }
+        left
+    }
 }
 
 #[derive(Debug)]
@@ -52,9 +98,6 @@ pub(crate) struct Inner {
     pub(crate) receive: ReceiveSide,
     /// The other end of a connection (RC, UC).
     pub(crate) peer: Option<Arc<Peer>>,
-    /// A thread sends what it took from the state machine and will look for more when it is done; others
-    /// leave sending to it, so that packets leave in order though no lock is held meanwhile.
-    pub(super) sending: bool,
 }
 
 #[derive(Debug)]
@@ -97,14 +140,13 @@ impl QueuePair {
                     current: CurrentReceive { wr_id: 0, sges: Vec::with_capacity(sges) },
                 },
                 peer: None,
-                sending: false,
             }),
             listed: Listed {
-                in_acks: AtomicBool::new(false),
                 in_runnable: AtomicBool::new(false),
                 in_timers: AtomicBool::new(false),
-                ack_pending: AtomicBool::new(false),
+                owes_ack: AtomicBool::new(false),
                 deadline: AtomicU64::new(NEVER),
+                sending: Sending(AtomicU8::new(IDLE)),
             },
         }
     }
@@ -249,8 +291,3 @@ macro_rules! with_host {
     }};
 }
 pub(super) use with_host;
-
-/// Loads with the meaning of an event flag: what was written before it was set is seen.
-pub(super) fn is_set(flag: &AtomicBool) -> bool {
-    flag.load(Ordering::Acquire)
-}

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Device;
-use super::queue_pair::{Inner, NEVER, Parts, QueuePair, flushed_receive, with_host};
+use super::peer::Peer;
+use super::queue_pair::{Inner, Parts, QueuePair, flushed_receive, with_host};
 use super::receive_queue::ReceiveError;
 use super::scratch;
 use super::slab::Full;
 use crate::proto::{Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State};
+use crate::wire::Transport;
 
 impl Device {
     pub(crate) fn create_queue_pair(&self, parts: Parts) -> Result<Arc<QueuePair>, Full> {
@@ -24,6 +26,10 @@ impl Device {
             },
         )?;
         let qp = created.ok_or(Full)?;
+        // Anybody may send to a datagram queue pair.
+        if qp.transport == Transport::Ud {
+            self.remote_peers.fetch_add(1, Ordering::Relaxed);
+        }
         qp.send_cq.users.fetch_add(1, Ordering::AcqRel);
         qp.recv_cq.users.fetch_add(1, Ordering::AcqRel);
         if let Some(srq) = &qp.srq {
@@ -44,10 +50,12 @@ impl Device {
             let _ = with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
                 machine.modify(now, &mut host, State::Reset, &attributes)
             });
-            forget(&mut inner);
-            qp.listed.deadline.store(NEVER, Ordering::Relaxed);
-            qp.listed.ack_pending.store(false, Ordering::Release);
+            self.forget(qp, &mut inner);
+            qp.listed.owes_ack.store(false, Ordering::Relaxed);
         });
+        if qp.transport == Transport::Ud {
+            self.remote_peers.fetch_sub(1, Ordering::Relaxed);
+        }
         qp.send_cq.users.fetch_sub(1, Ordering::AcqRel);
         qp.recv_cq.users.fetch_sub(1, Ordering::AcqRel);
         if let Some(srq) = &qp.srq {
@@ -71,10 +79,12 @@ impl Device {
                 machine.modify(now, &mut host, to, attributes)
             })?;
             if to == State::Reset {
-                forget(&mut inner);
+                self.forget(qp, &mut inner);
             }
             if let Some((address, traffic_class)) = peer {
-                inner.peer = Some(Arc::new(self.peer_at(address, traffic_class)));
+                let peer = self.peer_at(address, traffic_class);
+                self.count_remote(qp, inner.peer.as_deref(), Some(&peer));
+                inner.peer = Some(Arc::new(peer));
             }
             self.settle(qp, inner, Acks::Hold, now, scratch);
             self.serve_touched(scratch);
@@ -126,9 +136,21 @@ impl Device {
         });
         Ok(())
     }
-}
 
-fn forget(inner: &mut Inner) {
-    inner.peer = None;
-    inner.receive.ring.clear();
+    /// What a reset forgets beside the state machine.
+    fn forget(&self, qp: &QueuePair, inner: &mut Inner) {
+        self.count_remote(qp, inner.peer.as_deref(), None);
+        inner.peer = None;
+        inner.receive.ring.clear();
+    }
+
+    /// Counts connections to other processes, as their packets come through the socket.
+    fn count_remote(&self, qp: &QueuePair, before: Option<&Peer>, after: Option<&Peer>) {
+        let is_remote = |peer: Option<&Peer>| qp.transport != Transport::Ud && peer.is_some_and(|p| !p.is_local);
+        match (is_remote(before), is_remote(after)) {
+            (false, true) => self.remote_peers.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.remote_peers.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
 }

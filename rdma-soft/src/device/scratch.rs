@@ -2,7 +2,7 @@
 //! operation allocates.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::channel::Channel;
 use super::completion_queue::CompletionQueue;
@@ -16,6 +16,8 @@ pub(super) struct Scratch {
     pub(super) wakes: Wakes,
     /// Queue pairs that took packets and may have something to send.
     pub(super) touched: Touched,
+    /// Queue pairs whose acknowledgements this thread held, to be sent when it polls in vain.
+    pub(super) held: Held,
     /// Polls in a row that found nothing.
     pub(super) idle_polls: u32,
 }
@@ -84,5 +86,35 @@ impl Touched {
 
     pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
         self.0.pop()
+    }
+}
+
+/// Queue pairs that owe an acknowledgement, weakly: a thread that never polls again must not keep them.
+#[derive(Debug, Default)]
+pub(super) struct Held(Vec<Weak<QueuePair>>);
+
+impl Held {
+    /// More than this wait for the background thread's tick.
+    const MOST: usize = 64;
+
+    pub(super) fn add(&mut self, qp: &Arc<QueuePair>) {
+        let known = self.0.last().is_some_and(|last| last.as_ptr() == Arc::as_ptr(qp));
+        if !known && self.0.len() < Self::MOST {
+            self.0.push(Arc::downgrade(qp));
+        }
+    }
+
+    /// The next one that still exists.
+    pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
+        while let Some(qp) = self.0.pop() {
+            if let Some(qp) = qp.upgrade() {
+                return Some(qp);
+            }
+        }
+        None
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
