@@ -2,7 +2,7 @@
 //!
 //! It is in one of two modes.
 //!
-//! * *Ticking*, while the program drives the device: `drives` counts that, and as long as the count moves the
+//! * *Ticking*, while the program drives the device: a counter shows that, and as long as the count moves the
 //!   thread keeps its hands off the socket and looks every millisecond. So a packet wakes nobody but the
 //!   thread that waits for it.
 //! * *Watching*, when the count has not moved for a tick: the thread drains the socket itself, sends
@@ -123,10 +123,10 @@ impl Watch {
 }
 
 fn run(device: &Arc<Device>, mut watch: Watch) {
-    let mut drives = device.drives.load(Ordering::Relaxed);
+    let mut drives = device.counters.drives();
     while !device.background.stop.load(Ordering::SeqCst) {
         let _ = rustix::io::read(&device.background.eventfd, &mut [0; 8]);
-        let seen = std::mem::replace(&mut drives, device.drives.load(Ordering::Relaxed));
+        let seen = std::mem::replace(&mut drives, device.counters.drives());
         let driven = seen != drives;
         if driven {
             watch.watch_socket(device, false);
@@ -172,7 +172,7 @@ impl Device {
 
     /// Everything, until the socket has been empty for a while.
     fn work_alone(&self) {
-        let drives = self.drives.load(Ordering::Relaxed);
+        let drives = self.counters.drives();
         let mut empty = LINGER;
         loop {
             let worked = scratch::with(|scratch| {
@@ -188,7 +188,7 @@ impl Device {
             if worked {
                 empty = 0;
                 // The program is back and does it itself.
-                if self.drives.load(Ordering::Relaxed) != drives {
+                if self.counters.drives() != drives {
                     return;
                 }
                 continue;

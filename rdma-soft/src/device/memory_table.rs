@@ -1,11 +1,12 @@
 //! Memory regions and windows: keys, protection domains, bounds and rights.
 //!
 //! One lock guards the table, and every copy happens under its read side: when a deregistration
-//! returns, no thread touches the memory any more.
+//! returns, no thread touches the memory any more. It is sharded: each reader locks a cache line of its own.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
 
 use bitflags::bitflags;
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 
 use super::memory::RawMemory;
 use super::random;
@@ -119,7 +120,7 @@ pub(crate) enum RemoveError {
 
 /// All regions and windows of a device.
 #[derive(Debug)]
-pub(crate) struct MemoryTable(RwLock<Table>);
+pub(crate) struct MemoryTable(ShardedLock<Table>);
 
 type Table = Slab<Entry, 24>;
 
@@ -137,15 +138,15 @@ fn entry(table: &Table, key: u32) -> Option<&Entry> {
 
 impl MemoryTable {
     pub(crate) fn new() -> Self {
-        MemoryTable(RwLock::new(Slab::new(MAX_KEYS)))
+        MemoryTable(ShardedLock::new(Slab::new(MAX_KEYS)))
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
+    fn read(&self) -> ShardedLockReadGuard<'_, Table> {
         // A panic cannot leave the table half changed: each change is one assignment.
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+    fn write(&self) -> ShardedLockWriteGuard<'_, Table> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 

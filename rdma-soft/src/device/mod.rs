@@ -32,9 +32,11 @@ mod slab;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 
 pub(crate) use channel::Channel;
 pub(crate) use completion_queue::{CompletionQueue, Entry};
@@ -72,14 +74,12 @@ pub(crate) struct Device {
     settings: Settings,
     socket: Socket,
     receiver: Mutex<Receiver>,
-    queue_pairs: RwLock<QueuePairs>,
+    queue_pairs: ShardedLock<QueuePairs>,
     pub(crate) memory: MemoryTable,
     pub(crate) multicast: Multicast,
     lists: Lists,
     /// No timer is due before this; in nanoseconds of the clock.
     next_deadline: AtomicU64,
-    /// How often threads of the program drove the device.
-    drives: AtomicU64,
     /// Queue pairs that packets from the socket can be for.
     remote_peers: AtomicUsize,
     delayed: Delayed,
@@ -175,12 +175,11 @@ impl Handle {
             active_mtu: mtu_that_fits(interface_mtu),
             socket,
             receiver: Mutex::default(),
-            queue_pairs: RwLock::new(Slab::new(MAX_QUEUE_PAIRS)),
+            queue_pairs: ShardedLock::new(Slab::new(MAX_QUEUE_PAIRS)),
             memory: MemoryTable::new(),
             multicast: Multicast::default(),
             lists: Lists::default(),
             next_deadline: AtomicU64::new(NEVER),
-            drives: AtomicU64::new(0),
             remote_peers: AtomicUsize::new(0),
             delayed: Delayed::default(),
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
@@ -219,11 +218,11 @@ impl Device {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue_pairs(&self) -> RwLockReadGuard<'_, QueuePairs> {
+    fn queue_pairs(&self) -> ShardedLockReadGuard<'_, QueuePairs> {
         self.queue_pairs.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue_pairs_mut(&self) -> RwLockWriteGuard<'_, QueuePairs> {
+    fn queue_pairs_mut(&self) -> ShardedLockWriteGuard<'_, QueuePairs> {
         self.queue_pairs.write().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::completion_queue::{CompletionQueue, Entry};
+use super::counters::DeviceCounter;
 use super::queue_pair::{Inner, NEVER, QueuePair, with_host};
 use super::scratch::{self, Scratch};
 use super::{Device, Receiver};
@@ -63,7 +64,7 @@ impl Device {
     /// Does the device's work until `found` has something or the socket is empty.
     pub(crate) fn drive_until<T>(&self, mut found: impl FnMut() -> Option<T>) -> Option<T> {
         scratch::with(|scratch| {
-            self.count_drive();
+            self.counters.count(DeviceCounter::Drives);
             let mut receiver = self.receiver();
             loop {
                 let received = self.receive(&mut receiver, scratch);
@@ -81,22 +82,17 @@ impl Device {
     /// What has to leave before the calling thread sleeps.
     pub(crate) fn before_sleep(&self) {
         scratch::with(|scratch| {
-            self.count_drive();
+            self.counters.count(DeviceCounter::Drives);
             self.serve_held(scratch);
             self.serve_lists(self.now(), scratch);
             self.serve_touched(scratch);
         });
     }
 
-    fn count_drive(&self) {
-        // Not exact when threads race, and need not be: it has to move.
-        self.drives.store(self.drives.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-    }
-
     /// One round of work by a program's thread that polled `cq` in vain; whether there was any. As short as
     /// it can be: the clock is read for a reason only.
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
-        self.count_drive();
+        self.counters.count(DeviceCounter::Drives);
         let before = scratch.idle_polls;
         let passed = |every: u32, after: u32| before / every != after / every;
         let all_local = self.remote_peers.load(Ordering::Relaxed) == 0;
