@@ -271,8 +271,11 @@ async fn a_deadline_ends_the_connection_and_gives_the_buffer_back() {
         assert!(start.elapsed() < Duration::from_secs(3));
         results.push(result);
     }
-    assert!(results.iter().any(|result| matches!(
-        result,
-        Err(OperationError::Ended(Ended::Deadline { limit })) if limit.as_millis() == 200
-    )), "{results:?}");
+    assert!(
+        results.iter().any(|result| matches!(
+            result,
+            Err(OperationError::Ended(Ended::Deadline { limit })) if limit.as_millis() == 200
+        )),
+        "{results:?}"
+    );
 }

@@ -14,3 +14,9 @@ pub async fn pair<T: Connected>(domain: &Domain, config: &Config<T>) -> (Connect
     let (a, b) = tokio::join!(connect(listener.local_addr(), domain, config), listener.accept());
     (a.unwrap(), b.unwrap())
 }
+
+/// A number of repetitions: `usual`, times `RDMA_TEST_SCALE` where that is set (0.1 for a quick look, 10 for a long night).
+pub fn count(usual: u64) -> u64 {
+    let scale = std::env::var("RDMA_TEST_SCALE").map_or(1.0, |scale| scale.parse::<f64>().unwrap());
+    ((usual as f64 * scale) as u64).max(1)
+}
