@@ -1,0 +1,257 @@
+//! Making and ending connections: malformed peers, many cycles, both transports, any stream.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdma_async::{
+    Config, ConnectError, Connection, Ended, Listener, connect, connect_over,
+    exchange::{Exchange, ExchangeError, MAX_FRAME},
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
+
+/// Sends a message each way.
+async fn greet<T: rdma_async::Connected>(a: &Connection<T>, b: &Connection<T>) {
+    for (from, to) in [(a, b), (b, a)] {
+        let (sent, received) = tokio::join!(from.send(Bytes::from_static(b"hello")), to.recv());
+        sent.0.unwrap();
+        assert_eq!(&received.unwrap()[..], b"hello");
+    }
+}
+
+#[tokio::test]
+async fn unreliable_connections() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::uc()).await;
+    greet(&a, &b).await;
+    let (result, _) = a.send_with_imm(Bytes::from_static(b"x"), 5).await;
+    result.unwrap();
+    assert_eq!(b.recv().await.unwrap().imm(), Some(5));
+    a.close().await.unwrap();
+    assert!(matches!(b.until_ended().await, Ended::ClosedByPeer));
+}
+
+#[tokio::test]
+async fn over_a_stream_of_the_callers() {
+    let domain = common::domain();
+    let config = Config::rc();
+    let (left, right) = tokio::io::duplex(64);
+    let (a, b) = tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    greet(&a, &b).await;
+    assert_eq!(a.peer_addr(), None);
+    drop(a);
+    assert!(matches!(b.until_ended().await, Ended::ClosedByPeer));
+}
+
+#[tokio::test]
+async fn the_end_of_the_stream_ends_the_connection() {
+    let domain = common::domain();
+    let config = Config::rc();
+    let (left, mut middle_left) = tokio::io::duplex(64);
+    let (right, mut middle_right) = tokio::io::duplex(64);
+    let relay =
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut middle_left, &mut middle_right).await });
+    let (a, b) = tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    greet(&a, &b).await;
+    relay.abort();
+    for side in [&a, &b] {
+        let error = tokio::time::timeout(Duration::from_secs(2), side.recv()).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("lost the peer"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn peers_of_different_transports() {
+    let domain = common::domain();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &Config::uc()).await.unwrap();
+    let config = Config::rc();
+    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    let (a, b) = (a.unwrap_err(), b.unwrap_err());
+    assert!(a.to_string().contains("not configured for RC"), "{a}");
+    assert!(b.to_string().contains("not configured for UC"), "{b}");
+    assert!(matches!((a, b), (ConnectError::Mismatch { .. }, ConnectError::Mismatch { .. })));
+}
+
+#[tokio::test]
+async fn a_side_that_cannot_make_its_queue_pair_tells_the_peer() {
+    let domain = common::domain();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &Config::rc()).await.unwrap();
+    let config = Config::rc().gid_index(255);
+    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    let (a, b) = (a.unwrap_err(), b.unwrap_err());
+    assert!(matches!(a, ConnectError::Verb(_)), "{a}");
+    assert!(matches!(&b, ConnectError::Refused { peer: Some(_), reason } if *reason == a.to_string()), "{b}");
+}
+
+/// What the listener says of a peer that sends `bytes`, and then closes or waits.
+async fn malformed(bytes: &[u8], close: bool) -> ConnectError {
+    let domain = common::domain();
+    let config = Config::rc().handshake_timeout(Duration::from_millis(300));
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr()).await.unwrap();
+    // The listener may hang up before it has read all.
+    let _ = stream.write_all(bytes).await;
+    if close {
+        stream.shutdown().await.unwrap();
+    }
+    let start = Instant::now();
+    let error = listener.accept().await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let text = error.to_string();
+    assert!(text.contains(&stream.local_addr().unwrap().to_string()), "names the peer: {text}");
+    // The listener is as good as new.
+    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    greet(&a.unwrap(), &b.unwrap()).await;
+    error
+}
+
+fn exchange_error(error: ConnectError) -> ExchangeError {
+    let ConnectError::Exchange { source, .. } = error else { panic!("{error}") };
+    source
+}
+
+#[tokio::test]
+async fn peers_that_speak_something_else() {
+    let http = exchange_error(malformed(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", false).await);
+    assert!(matches!(http, ExchangeError::NotOurProtocol { .. }), "{http}");
+    let tls = exchange_error(malformed(&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3], true).await);
+    assert!(matches!(tls, ExchangeError::NotOurProtocol { .. }), "{tls}");
+    let flood = exchange_error(malformed(&vec![0x5a; 1 << 20], false).await);
+    assert!(matches!(flood, ExchangeError::NotOurProtocol { .. }), "{flood}");
+}
+
+#[tokio::test]
+async fn peers_that_say_too_little_or_too_much() {
+    assert!(matches!(exchange_error(malformed(b"", true).await), ExchangeError::Closed));
+    assert!(matches!(
+        exchange_error(malformed(b"", false).await),
+        ExchangeError::TimedOut { received: 0, .. }
+    ));
+    assert!(matches!(
+        exchange_error(malformed(b"RDMX\0", false).await),
+        ExchangeError::TimedOut { received: 5, .. }
+    ));
+    assert!(matches!(
+        exchange_error(malformed(b"RDMX\0\x01\0", true).await),
+        ExchangeError::Truncated { received: 7, .. }
+    ));
+    assert!(matches!(
+        exchange_error(malformed(b"RDMX\0\x01\0\0\xff\xff\xff\xff", false).await),
+        ExchangeError::TooLong { .. }
+    ));
+    assert!(matches!(
+        exchange_error(malformed(b"RDMX\xff\xff\0\0\0\0\0\0", false).await),
+        ExchangeError::VersionMismatch { theirs: 0xffff, .. }
+    ));
+    let mut rubbish = b"RDMX\0\x01\0\0\0\0\0\x40".to_vec();
+    rubbish.extend([0xff; 0x40]);
+    assert!(matches!(exchange_error(malformed(&rubbish, false).await), ExchangeError::Malformed { .. }));
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_something_else() {
+    let domain = common::domain();
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let config = Config::rc();
+    let (error, _stream) = tokio::join!(connect(address, &domain, &config), async {
+        let (mut stream, _) = server.accept().await.unwrap();
+        stream.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
+        stream
+    });
+    let error = exchange_error(error.unwrap_err());
+    assert!(matches!(error, ExchangeError::NotOurProtocol { .. }), "{error}");
+    drop(server);
+    let error = connect(address, &domain, &config).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Stream { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn private_data_that_is_too_long_is_an_error_of_this_side() {
+    let domain = common::domain();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &Config::rc()).await.unwrap();
+    let config = Config::rc().private_data(vec![0; MAX_FRAME]);
+    let error = connect(listener.local_addr(), &domain, &config).await.unwrap_err();
+    assert!(matches!(exchange_error(error), ExchangeError::OursTooLong { .. }));
+}
+
+#[tokio::test]
+async fn slow_peers_do_not_hold_up_others() {
+    let domain = common::domain();
+    let config = Config::rc().handshake_timeout(Duration::from_secs(20));
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..30 {
+        let mut stream = TcpStream::connect(listener.local_addr()).await.unwrap();
+        stream.write_all(b"RD").await.unwrap();
+        slow.push(stream);
+    }
+    let start = Instant::now();
+    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    greet(&a.unwrap(), &b.unwrap()).await;
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_peer_that_leaves_between_the_frames() {
+    let domain = common::domain();
+    let config = Config::rc();
+    let (left, right) = tokio::io::duplex(8192);
+    let peer = async {
+        // Any frame will do as the first one; the second never comes.
+        let mut exchange = Exchange::new(right, Duration::from_secs(5));
+        let _: Result<(), _> = exchange.swap::<Result<(), String>, ()>(&Err("no".to_owned())).await;
+    };
+    let (result, ()) = tokio::join!(connect_over(left, &domain, &config), peer);
+    assert!(matches!(result, Err(ConnectError::Refused { reason, .. }) if reason == "no"));
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Resident memory in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn many_connections_one_after_the_other_leave_nothing_behind() {
+    let cycles = common::count(1_000);
+    let domain = common::domain();
+    let config = Config::rc().receive_depth(4).spare_buffers(4).send_depth(4);
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let cycle = async |i: u64| {
+        let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+        let (a, b) = (a.unwrap(), b.unwrap());
+        greet(&a, &b).await;
+        if i % 3 == 0 {
+            drop((a, b));
+        } else {
+            a.close().await.unwrap();
+            b.close().await.unwrap();
+        }
+    };
+    for i in 0..cycles / 4 {
+        cycle(i).await;
+    }
+    let (files, memory) = (open_files(), resident());
+    for i in 0..cycles {
+        cycle(i).await;
+    }
+    // Connections that were only dropped are wound up by their tasks.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (more_files, more_memory) = (open_files(), resident());
+    println!("{cycles} cycles: {files} then {more_files} files, {memory} then {more_memory} KiB");
+    assert!(more_files <= files + 4, "{files} files grew to {more_files}");
+    assert!(more_memory <= memory + memory / 4 + 4096, "{memory} KiB grew to {more_memory} KiB");
+}
