@@ -41,6 +41,7 @@ impl Device {
     /// Packets for it find nobody from now on, and its timers are off. What it posted is forgotten without
     /// completions.
     pub(crate) fn destroy_queue_pair(&self, qp: &Arc<QueuePair>) {
+        self.send_owed(qp);
         self.queue_pairs_mut().remove(qp.qp_num);
         scratch::with(|scratch| {
             let mut inner = qp.lock();
@@ -63,6 +64,17 @@ impl Device {
         }
     }
 
+    /// Sends an acknowledgement that was held. A peer waits for it, and what is owed would be forgotten: the
+    /// program saw the message complete, so the peer must be able to see it too.
+    fn send_owed(&self, qp: &Arc<QueuePair>) {
+        if qp.listed.owes_ack.load(Ordering::Relaxed) {
+            scratch::with(|scratch| {
+                self.settle(qp, qp.lock(), Acks::Flush, self.now(), scratch);
+                self.serve_touched(scratch);
+            });
+        }
+    }
+
     /// Moves a queue pair to another state or changes its attributes. `peer`: where its packets go from now
     /// on, if that changes, and with what traffic class.
     pub(crate) fn modify_queue_pair(
@@ -72,6 +84,9 @@ impl Device {
         attributes: &Attributes,
         peer: Option<(IpAddr, u8)>,
     ) -> Result<(), ModifyError> {
+        if matches!(to, State::Reset | State::Err) {
+            self.send_owed(qp);
+        }
         scratch::with(|scratch| {
             let mut inner = qp.lock();
             let now = self.now();
@@ -146,7 +161,8 @@ impl Device {
 
     /// Counts connections to other processes, as their packets come through the socket.
     fn count_remote(&self, qp: &QueuePair, before: Option<&Peer>, after: Option<&Peer>) {
-        let is_remote = |peer: Option<&Peer>| qp.transport != Transport::Ud && peer.is_some_and(|p| !p.is_local);
+        let is_remote =
+            |peer: Option<&Peer>| qp.transport != Transport::Ud && peer.is_some_and(|p| !p.is_local);
         match (is_remote(before), is_remote(after)) {
             (false, true) => self.remote_peers.fetch_add(1, Ordering::Relaxed),
             (true, false) => self.remote_peers.fetch_sub(1, Ordering::Relaxed),
