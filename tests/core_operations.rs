@@ -4,11 +4,11 @@
 
 mod support;
 
-use rdma_core::qp::transport::{Rc, RdmaWrite, Transport};
+use rdma_core::qp::transport::{Connected, Rc, RdmaWrite};
 use rdma_core::{Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, Status, WorkRequest};
 use support::{LIMIT, Pair, QKEY, collect, rc, uc, ud};
 
-fn exchange<T: rdma_core::qp::transport::Connected>(pair: &Pair<T>) {
+fn exchange<T: Connected>(pair: &Pair<T>) {
     pair.b.qp.post_recv(RecvRequest::new(pair.empty(64)).id(1)).unwrap();
     pair.b.qp.post_recv(RecvRequest::new(pair.empty(64)).id(2)).unwrap();
     pair.a.qp.post_send(WorkRequest::send(pair.buffer(b"hello")).id(3)).unwrap();
@@ -34,7 +34,7 @@ fn uc_send_and_receive() {
     exchange(&uc());
 }
 
-fn write<T: RdmaWrite + rdma_core::qp::transport::Connected>(pair: &Pair<T>) {
+fn write<T: RdmaWrite + Connected>(pair: &Pair<T>) {
     let target = pair.pd.share(vec![0; 100], RemoteAccess::WRITE).unwrap();
     let remote = target.remote();
     let part = remote.slice(3, 20).unwrap();
@@ -99,7 +99,7 @@ fn read_and_atomics() {
 #[test]
 fn scatter_gather_and_inline() {
     let pair = rc();
-    pair.b.qp.post_recv([pair.empty(4), pair.empty(4), pair.empty(64)]).unwrap_into();
+    pair.b.qp.post_recv(RecvRequest::new([pair.empty(4), pair.empty(4), pair.empty(64)])).unwrap();
     let parts = [pair.buffer(b"abc"), pair.buffer(b"defgh"), pair.buffer(b"i")];
     pair.a.qp.post_send(WorkRequest::send(parts)).unwrap();
     let received = collect(&pair.b.cq, 1);
@@ -118,17 +118,6 @@ fn scatter_gather_and_inline() {
     let refused = pair.a.qp.post_send(WorkRequest::send(parts)).unwrap_err();
     assert_eq!(refused.kind, PostErrorKind::TooManySegments { asked: 4, limit: 3 });
     assert_eq!(refused.request.into_payload().into_buffers().count(), 4);
-}
-
-/// Spares the tests a `RecvRequest::new`.
-trait UnwrapInto {
-    fn unwrap_into(self);
-}
-
-impl UnwrapInto for Result<(), rdma_core::PostError<RecvRequest>> {
-    fn unwrap_into(self) {
-        self.unwrap();
-    }
 }
 
 #[test]
@@ -206,7 +195,7 @@ fn batches() {
     assert_eq!(batch.len(), 2);
     assert!(collect(&pair.a.cq, 1)[0].result.is_ok());
     let mut operations = Vec::new();
-    batch.remove(0);
+    drop(batch.remove(0));
     assert_eq!(pair.a.qp.start_batch(&mut batch, &mut operations), Ok(1));
     assert!(operations.pop().unwrap().wait(LIMIT).unwrap().result().is_ok());
 }
@@ -251,12 +240,9 @@ fn errors_explain_themselves_and_flushes_name_the_first() {
     assert_eq!(pair.a.qp.observe().unwrap(), rdma_core::Observed::Failed);
 }
 
-fn reusable<T: Transport>(_: &Pair<T>) {}
-
 #[test]
 fn abort_drain_reset() {
     let pair = rc();
-    reusable(&pair);
     let waiting = pair.a.qp.start_recv(pair.empty(8)).unwrap().detach();
     pair.a.qp.post_recv(RecvRequest::new(pair.empty(8)).id(9)).unwrap();
     pair.a.qp.handle().abort().unwrap();

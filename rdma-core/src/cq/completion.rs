@@ -169,8 +169,8 @@ impl Success<'_> {
     #[must_use]
     pub fn invalidated_rkey(&self) -> Option<u32> {
         // SAFETY: both members of the union are 32-bit integers.
-        self.flag(ibv_wc_flags::IBV_WC_WITH_INV)
-            .then(|| unsafe { self.completion.wc.__bindgen_anon_1.invalidated_rkey })
+        let rkey = unsafe { self.completion.wc.__bindgen_anon_1.invalidated_rkey };
+        self.flag(ibv_wc_flags::IBV_WC_WITH_INV).then_some(rkey)
     }
 
     /// Whether the receive was consumed by an RDMA WRITE with immediate, whose data is not in the
@@ -293,9 +293,9 @@ impl Completions {
     #[inline(always)]
     pub(crate) unsafe fn push_simple(&mut self, payload: *mut SlotPayload, wc: &ibv_wc) -> bool {
         // SAFETY: the caller owns the payload.
-        let held = unsafe { (*payload).held };
+        let held = unsafe { (*payload).meta.held };
         // SAFETY: as above.
-        let keep = unsafe { (*payload).keep.is_some() };
+        let keep = unsafe { (*payload).meta.keep.is_some() };
         if held > 1 || keep {
             return false;
         }
@@ -303,25 +303,14 @@ impl Completions {
         debug_assert!(len < self.items.capacity());
         // SAFETY: `reserve` made room.
         let item = unsafe { self.items.as_mut_ptr().add(len) };
-        let completion = WorkCompletion {
-            wc: *wc,
-            // SAFETY: the caller owns the payload.
-            opcode: unsafe { (*payload).opcode },
-            cause: None,
-        };
-        // SAFETY: a place inside the vector's room, and below.
-        unsafe { (&raw mut (*item).completion).write(completion) };
-        // SAFETY: as above.
-        let id = unsafe { (*payload).id };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*item).id).write(id) };
-        // SAFETY: valid or not, as `held` says, in both places. It has one owner: the item, from here on.
-        unsafe { (&raw mut (*item).first).copy_from_nonoverlapping(&raw const (*payload).first, 1) };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*item).held).write(held) };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*item).more).write(0) };
-        // SAFETY: the item at `len` is complete.
+        // SAFETY: the caller owns the payload, and reads it once: the item owns what `first` holds, if
+        // `held` says that it holds something.
+        let SlotPayload { first, meta } = unsafe { payload.read() };
+        let id = meta.id;
+        let completion = WorkCompletion { wc: *wc, opcode: meta.opcode, cause: None };
+        // SAFETY: the place that there is room for.
+        unsafe { item.write(Item { completion, id, first, held, more: 0 }) };
+        // SAFETY: the item at `len` was written.
         unsafe { self.items.set_len(len + 1) };
         true
     }

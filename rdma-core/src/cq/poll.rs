@@ -13,6 +13,8 @@ use crate::inflight::{Held, Keep, WorkQueue, WrId};
 
 /// Completions read by one call of the verb.
 pub(crate) const BATCH: usize = 16;
+const BATCH_INT: i32 = 16;
+const _: () = assert!(BATCH_INT as usize == BATCH);
 
 /// A completion queue could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -201,9 +203,8 @@ impl CqInner {
     /// Calls the verb; gives the number of completions it wrote.
     #[inline]
     fn read(&self, state: &mut CqState) -> Result<usize, PollError> {
-        let room = BATCH as i32;
         // SAFETY: the queue is live (S-1), and there is room for BATCH completions.
-        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), room, state.wcs.as_mut_ptr()) };
+        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), BATCH_INT, state.wcs.as_mut_ptr()) };
         match usize::try_from(code) {
             Ok(n) if n <= BATCH => Ok(n),
             // A negative count is an error, and so is one that cannot be: nothing is a completion.

@@ -22,5 +22,5 @@ mod table;
 pub(crate) use held::{Held, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
-pub(crate) use queue::{Health, Kind, PostState, SlotPayload};
+pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload};
 pub(crate) use table::{MAX_DEPTH, QueueIndex, QueueTable, WrId};

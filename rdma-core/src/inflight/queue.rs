@@ -22,6 +22,11 @@ pub(crate) struct SlotPayload {
     /// The first entry of the scatter/gather list, if `held` is not 0; further ones are in
     /// `WorkQueue::more`.
     pub(crate) first: MaybeUninit<Held>,
+    pub(crate) meta: Meta,
+}
+
+/// What a slot keeps besides its list.
+pub(crate) struct Meta {
     /// The caller's number.
     pub(crate) id: u64,
     pub(crate) keep: Option<Keep>,
@@ -257,7 +262,7 @@ impl WorkQueue {
         (1..u32::from(held)).map(move |i| {
             self.cell(slot, i).with_mut(|cell| {
                 // SAFETY: written before the slot was published, taken once (S-3).
-                unsafe { (*cell).assume_init_read() }
+                unsafe { cell.cast::<Held>().read() }
             })
         })
     }
@@ -271,15 +276,15 @@ impl WorkQueue {
         // SAFETY: the caller owns it.
         let payload = unsafe { self.slots.payload(slot) };
         // SAFETY: filled before the slot was published.
-        let payload = unsafe { payload.read() };
+        let SlotPayload { first, meta } = unsafe { payload.read() };
         let mut held = SmallVec::new();
-        if payload.held > 0 {
+        if meta.held > 0 {
             // SAFETY: `held` says that it was written.
-            held.push(unsafe { payload.first.assume_init() });
+            held.push(unsafe { first.assume_init() });
         }
         // SAFETY: the caller's promise.
-        held.extend(unsafe { self.take_more(slot, payload.held) });
-        Taken { id: payload.id, opcode: payload.opcode, held, keep: payload.keep }
+        held.extend(unsafe { self.take_more(slot, meta.held) });
+        Taken { id: meta.id, opcode: meta.opcode, held, keep: meta.keep }
     }
 
     /// Notes that the send in `slot` is unsignalled. The caller is the poster.
@@ -352,7 +357,7 @@ impl WorkQueue {
             // SAFETY: claimed.
             let payload = unsafe { self.slots.payload(slot) };
             // SAFETY: filled before it was published.
-            let seq = unsafe { (*payload).seq };
+            let seq = unsafe { (*payload).meta.seq };
             self.retire(seq, sink);
         }
         self.complete_claimed(slot, claim, wc, sink);

@@ -41,6 +41,11 @@ const CLAIMED: u32 = 7;
 const ABANDONED: u32 = 8;
 const STATE_MASK: u32 = 0xff;
 
+/// A cell's content, where it has one.
+fn init<T>(cell: *mut MaybeUninit<T>) -> *mut T {
+    cell.cast()
+}
+
 /// The part of a slot that every work request uses: one cache line for the payload of a work queue.
 #[repr(C, align(64))]
 struct Slot<P> {
@@ -303,7 +308,7 @@ impl<P, R> SlotTable<P, R> {
         let waker = waiting.then(|| {
             cold.waker.with_mut(|cell| {
                 // SAFETY: WAITING passed a written waker to the claimer (S-3).
-                unsafe { (*cell).assume_init_read() }
+                unsafe { init(cell).read() }
             })
         });
         cold.result.with_mut(|cell| {
@@ -322,7 +327,7 @@ impl<P, R> SlotTable<P, R> {
             // ABANDONED while we completed it: the owner left the slot to us.
             Err(_) => Err(cold.result.with_mut(|cell| {
                 // SAFETY: written above, and the owner that would read it is gone.
-                unsafe { (*cell).assume_init_read() }
+                unsafe { init(cell).read() }
             })),
         }
     }
@@ -365,7 +370,7 @@ impl<P, R> SlotTable<P, R> {
                 }
                 cold.waker.with_mut(|cell| {
                     // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it (S-3).
-                    let waker = unsafe { (*cell).assume_init_mut() };
+                    let waker = unsafe { &mut *init(cell) };
                     waker.clone_from(cx.waker());
                 });
             }
@@ -390,7 +395,7 @@ impl<P, R> SlotTable<P, R> {
         }
         cold.waker.with_mut(|cell| {
             // SAFETY: the poller claimed a slot without a waker, so this one stayed ours.
-            unsafe { (*cell).assume_init_drop() };
+            unsafe { init(cell).drop_in_place() };
         });
         self.completing(index, cx)
     }
@@ -419,7 +424,7 @@ impl<P, R> SlotTable<P, R> {
     pub(crate) unsafe fn take_result(&self, index: u32) -> R {
         self.cold(index).result.with_mut(|cell| {
             // SAFETY: COMPLETED gives the owner the written result (S-3), taken once.
-            unsafe { (*cell).assume_init_read() }
+            unsafe { init(cell).read() }
         })
     }
 
@@ -446,7 +451,7 @@ impl<P, R> SlotTable<P, R> {
                         Ok(_) => {
                             self.cold(index).waker.with_mut(|cell| {
                                 // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it.
-                                unsafe { (*cell).assume_init_drop() };
+                                unsafe { init(cell).drop_in_place() };
                             });
                             word = generation | SUBMITTED;
                         }

@@ -79,6 +79,7 @@ impl RegionInner {
     }
 
     /// Deregisters and gives the memory back.
+    #[allow(clippy::result_large_err, reason = "the region comes back; a rare control call")]
     pub(crate) fn deregister(self) -> Result<Option<Memory>, (Error, RegionInner)> {
         let mut this = ManuallyDrop::new(self);
         match this.dereg() {

@@ -8,7 +8,7 @@ use super::state::CanSend;
 use super::transport::Connected;
 use crate::Error;
 use crate::cq::Opcode;
-use crate::inflight::{Operation, QueueRef};
+use crate::inflight::{Meta, Operation, QueueRef};
 use crate::mr::{RemoteAccess, RemoteSlice, SharedSlice};
 use crate::mw::{Binding, MemoryWindow, WindowType};
 
@@ -59,7 +59,12 @@ impl<T: Connected, S: CanSend> QueuePair<T, S> {
             return Err(full);
         }
         // SAFETY: the poster owns the payload; a bind has no list.
-        unsafe { fill(free.payload(), 0, Some(binding.keep()), post.seq, 0, Opcode::Bind) };
+        unsafe {
+            fill(
+                free.payload(),
+                Meta { id: 0, keep: Some(binding.keep()), seq: post.seq, held: 0, opcode: Opcode::Bind },
+            )
+        };
         let generation = free.publish(true);
         let mut bind = ibv_mw_bind {
             wr_id: queue.wr_id(free.index, generation),

@@ -3,11 +3,12 @@
 use verbs_sys::{ibv_send_flags, ibv_send_wr, inline};
 
 use super::inner::QpInner;
-use super::post::{PostErrorKind, SIGNALED, fill, raw_send, refused, take_back};
+use super::post::{SIGNALED, fill, raw_send, take_back};
+use super::refusal::{PostErrorKind, refused};
 use super::request::{Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::CqInner;
-use crate::inflight::PostState;
+use crate::inflight::{Meta, PostState};
 
 /// A link of a chain that is being built, and what to undo if it is not posted.
 #[derive(Debug, Clone, Copy)]
@@ -143,7 +144,7 @@ impl QpInner {
         // SAFETY: the poster, and `list` checked the length.
         let held = unsafe { Payload { data }.hold(queue, free.index, first.cast()) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
-        unsafe { fill(payload, request.id, request.action.keep(), seq, held, opcode) };
+        unsafe { fill(payload, Meta { id: request.id, keep: request.action.keep(), seq, held, opcode }) };
         let generation = free.publish(owned);
         if unsignaled {
             queue.push_unsignaled(free.index, generation, seq);

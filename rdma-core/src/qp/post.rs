@@ -1,124 +1,33 @@
 //! Posting one work request.
 
-use std::fmt;
 use std::sync::Arc;
 
 use verbs_sys::{
-    ibv_qp, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_send_wr__bindgen_ty_2__bindgen_ty_1 as RawRdma,
+    ibv_send_flags, ibv_send_wr, ibv_send_wr__bindgen_ty_2__bindgen_ty_1 as RawRdma,
     ibv_send_wr__bindgen_ty_2__bindgen_ty_2 as RawAtomic, ibv_send_wr__bindgen_ty_2__bindgen_ty_3 as RawUd,
-    ibv_send_wr__bindgen_ty_4__bindgen_ty_1 as RawBind, ibv_sge, ibv_srq, ibv_wr_opcode as Op, inline,
+    ibv_send_wr__bindgen_ty_4__bindgen_ty_1 as RawBind, ibv_sge, ibv_wr_opcode as Op, inline,
 };
 
 use super::inner::QpInner;
-use super::request::{Action, Data, Payload, RecvRequest, WorkRequest};
+use super::refusal::{PostError, PostErrorKind, Refusal};
+use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::Opcode;
-use crate::inflight::{Held, Keep, Kind, SlotPayload, WorkQueue};
+use crate::inflight::{Held, Keep, Meta, SlotPayload, WorkQueue};
 use crate::mr::{Buffer, RemoteSlice};
 
-/// Why a work request was not posted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PostErrorKind {
-    /// Back-pressure: the work queue is full, or the completion queue could overflow. Poll, then try
-    /// again.
-    #[error("the work queue or its completion queue is full: poll completions, then try again")]
-    QueueFull,
-    /// More scatter/gather entries than the queue pair was created for.
-    #[error("{asked} scatter/gather entries, but the queue pair was created for {limit}")]
-    TooManySegments {
-        /// Entries of the request.
-        asked: usize,
-        /// Entries the queue takes.
-        limit: u32,
-    },
-    /// More inline bytes than the queue pair was created for.
-    #[error("{asked} bytes inline, but the queue pair was created for {limit}")]
-    InlineTooLong {
-        /// Bytes of the request.
-        asked: usize,
-        /// Bytes the queue takes.
-        limit: u32,
-    },
-    /// The request reaches beyond the remote slice.
-    #[error("{asked} bytes, but the remote slice has {limit}")]
-    OutOfBounds {
-        /// Bytes of the request.
-        asked: u64,
-        /// Bytes of the slice.
-        limit: u64,
-    },
-    /// An atomic operation needs 8 bytes at a multiple of 8 there, and 8 bytes here.
-    #[error(
-        "atomic operations need a remote address that is a multiple of 8, 8 bytes there and 8 bytes here (IBTA vol. 1, 9.4.5)"
-    )]
-    BadAtomic,
-    /// Bytes that are inline or immutable cannot be received into.
-    #[error("this memory cannot be written to: receives, reads and atomics need buffers")]
-    NotWritable,
-    /// An object of another device or protection domain.
-    #[error("{what} belongs to another protection domain than the queue pair")]
-    WrongDomain {
-        /// The object.
-        what: &'static str,
-    },
-    /// The provider refused.
-    #[error("{verb} failed with errno {errno}: {}", std::io::Error::from_raw_os_error(*.errno))]
-    Verb {
-        /// The verb.
-        verb: &'static str,
-        /// What it said.
-        errno: i32,
-    },
-}
-
-/// A work request was not posted; here it is again.
-pub struct PostError<W> {
-    /// Why not.
-    pub kind: PostErrorKind,
-    /// The request.
-    pub request: W,
-}
-
-impl<W> fmt::Debug for PostError<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PostError").field(&self.kind).finish()
-    }
-}
-
-impl<W> fmt::Display for PostError<W> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)
-    }
-}
-
-impl<W> std::error::Error for PostError<W> {}
-
-impl<W> From<PostError<W>> for crate::Error {
-    fn from(error: PostError<W>) -> crate::Error {
-        crate::Error::Post(error.kind)
-    }
-}
-
-/// Where a receive goes.
-#[derive(Clone, Copy)]
-pub(crate) enum RecvTarget {
-    Pair(*mut ibv_qp),
-    Shared(*mut ibv_srq),
-}
-
 /// A scatter/gather list as the verb takes it.
-struct List {
-    ptr: *mut ibv_sge,
-    count: i32,
+pub(super) struct List {
+    pub(super) ptr: *mut ibv_sge,
+    pub(super) count: i32,
     /// Bytes it describes.
-    len: u64,
+    pub(super) len: u64,
 }
 
 impl Payload<'_> {
     /// Describes the memory: a single part in `one`, a list in `many`.
     #[inline(always)]
-    fn describe(&self, one: &mut ibv_sge, many: &mut [ibv_sge]) -> Result<List, PostErrorKind> {
+    pub(super) fn describe(&self, one: &mut ibv_sge, many: &mut [ibv_sge]) -> Result<List, PostErrorKind> {
         match &self.data {
             Data::One(Held::Buffer(buffer)) => *one = buffer.sge(),
             Data::One(held) => *one = held.sge(),
@@ -397,7 +306,7 @@ impl QpInner {
         // SAFETY: the poster owns the payload until `publish`.
         unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
-        unsafe { fill(payload, id, None, post.seq, 1, Opcode::Send) };
+        unsafe { fill(payload, Meta { id, keep: None, seq: post.seq, held: 1, opcode: Opcode::Send }) };
         let generation = free.publish(owned);
         post.send.wr_id = queue.wr_id(free.index, generation);
         post.send.sg_list = &raw mut post.sge;
@@ -438,72 +347,20 @@ impl QpInner {
             Some(kind) => Err(PostError { kind, request }),
         }
     }
-
-    /// Posts one receive; gives its slot.
-    #[inline(always)]
-    pub(crate) fn post_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
-        if !request.is_plain() {
-            return self.post_any_recv(request, owned);
-        }
-        let (id, buffer) = request.into_plain();
-        let mut buffer = Some(buffer);
-        match self.post_recv_buffer(id, &mut buffer, owned) {
-            Ok(slot) => Ok(slot),
-            Err(refusal) => {
-                let payload =
-                    Payload { data: buffer.map_or(Data::None, |buffer| Data::One(Held::Buffer(buffer))) };
-                Err(PostError { kind: refusal.kind("ibv_post_recv"), request: RecvRequest { id, payload } })
-            }
-        }
-    }
-
-    #[inline(never)]
-    fn post_recv_buffer(&self, id: u64, buffer: &mut Option<Buffer>, owned: bool) -> Result<u32, Refusal> {
-        let target = self.recv_target();
-        // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
-        unsafe { post_recv_buffer(&self.rq, target, id, buffer, owned) }
-    }
-
-    #[inline]
-    fn recv_target(&self) -> RecvTarget {
-        match &self.srq {
-            None => RecvTarget::Pair(self.ptr.as_ptr()),
-            Some(srq) => RecvTarget::Shared(srq.ptr.as_ptr()),
-        }
-    }
-
-    #[inline(never)]
-    fn post_any_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
-        let target = self.recv_target();
-        // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
-        unsafe { post_recv(&self.rq, target, request, owned) }
-    }
 }
 
 /// Writes a slot's payload, but for the entries of its list.
 ///
 /// # Safety
 ///
-/// The caller is the poster, the payload that of a slot it acquired.
+/// The caller is the poster, the payload that of a slot it acquired: what was there was taken out before
+/// the slot was released.
 #[inline(always)]
-pub(super) unsafe fn fill(
-    payload: *mut SlotPayload,
-    id: u64,
-    keep: Option<Keep>,
-    seq: u32,
-    held: u16,
-    opcode: Opcode,
-) {
-    // SAFETY: the caller owns the payload, so each of its fields can be written.
-    unsafe { (&raw mut (*payload).id).write(id) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*payload).keep).write(keep) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*payload).seq).write(seq) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*payload).held).write(held) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*payload).opcode).write(opcode) };
+pub(super) unsafe fn fill(payload: *mut SlotPayload, meta: Meta) {
+    // SAFETY: a place inside the payload.
+    let place = unsafe { &raw mut (*payload).meta };
+    // SAFETY: the caller owns the payload.
+    unsafe { place.write(meta) };
 }
 
 /// What a slot held, after its post failed.
@@ -520,168 +377,6 @@ pub(super) fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payloa
 
 /// As `take_back`, of a slot with one buffer.
 #[cold]
-fn take_back_buffer(queue: &WorkQueue, slot: u32, owned: bool) -> Option<Buffer> {
+pub(super) fn take_back_buffer(queue: &WorkQueue, slot: u32, owned: bool) -> Option<Buffer> {
     take_back(queue, slot, owned).into_buffers().next()
-}
-
-/// Why a request of one buffer was not posted: small, because the answer is returned on the fast path.
-enum Refusal {
-    Full,
-    Errno(i32),
-}
-
-impl Refusal {
-    /// A verb's refusal: a full queue is back-pressure, whatever errno the provider has for it.
-    #[cold]
-    fn from_code(code: i32) -> Refusal {
-        match crate::error::from_return(code).raw_os_error().unwrap_or(0) {
-            libc::ENOMEM => Refusal::Full,
-            errno => Refusal::Errno(errno),
-        }
-    }
-
-    #[cold]
-    fn kind(self, verb: &'static str) -> PostErrorKind {
-        match self {
-            Refusal::Full => PostErrorKind::QueueFull,
-            Refusal::Errno(errno) => PostErrorKind::Verb { verb, errno },
-        }
-    }
-}
-
-pub(super) fn refused(verb: &'static str, code: i32) -> PostErrorKind {
-    Refusal::from_code(code).kind(verb)
-}
-
-/// Posts a receive of one buffer, which it takes when that succeeds.
-///
-/// # Safety
-///
-/// `queue` is the library's side of `target`, which is live.
-#[inline(always)]
-unsafe fn post_recv_buffer(
-    queue: &WorkQueue,
-    target: RecvTarget,
-    id: u64,
-    buffer: &mut Option<Buffer>,
-    owned: bool,
-) -> Result<u32, Refusal> {
-    if owned {
-        queue.slots.prepare_owned();
-    }
-    let mut guard = queue.lock_post();
-    let post = &mut *guard;
-    let cursor = post.cursor;
-    let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
-    if let Kind::Recv(cq) = &queue.kind
-        && !cq.take_credits(1)
-    {
-        post.cursor = cursor;
-        return Err(Refusal::Full);
-    }
-    let Some(taken) = buffer.take() else { return Err(Refusal::Full) };
-    post.sge = taken.sge();
-    let payload = free.payload();
-    // SAFETY: a place inside the payload.
-    let first = unsafe { &raw mut (*payload).first };
-    // SAFETY: the poster owns the payload until `publish`.
-    unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
-    // SAFETY: the poster; what was there was taken out before the slot was released.
-    unsafe { fill(payload, id, None, 0, 1, Opcode::Recv) };
-    let generation = free.publish(owned);
-    post.recv.wr_id = queue.wr_id(free.index, generation);
-    post.recv.sg_list = &raw mut post.sge;
-    post.recv.num_sge = 1;
-    let mut bad = std::ptr::null_mut();
-    let wr = &raw mut post.recv;
-    let code = match target {
-        // SAFETY: live, by the caller; list and request are valid for the call; the memory they name
-        // is held by the slot until the completion (S-2).
-        RecvTarget::Pair(qp) => unsafe { inline::ibv_post_recv(qp, wr, &raw mut bad) },
-        // SAFETY: as above.
-        RecvTarget::Shared(srq) => unsafe { inline::ibv_post_srq_recv(srq, wr, &raw mut bad) },
-    };
-    if code != 0 {
-        if let Kind::Recv(cq) = &queue.kind {
-            cq.return_credits(1);
-        }
-        *buffer = take_back_buffer(queue, free.index, owned);
-        return Err(Refusal::from_code(code));
-    }
-    Ok(free.index)
-}
-
-/// Posts one receive to a pair's own or a shared queue.
-///
-/// # Safety
-///
-/// `queue` is the library's side of `target`, which is live.
-#[inline]
-pub(crate) unsafe fn post_recv(
-    queue: &WorkQueue,
-    target: RecvTarget,
-    mut request: RecvRequest,
-    owned: bool,
-) -> Result<u32, PostError<RecvRequest>> {
-    let mut sge = ibv_sge::default();
-    let mut guard = queue.lock_post();
-    let post = &mut *guard;
-    let kind = 'refused: {
-        if !request.payload.is_writable() {
-            break 'refused PostErrorKind::NotWritable;
-        }
-        post.sges.resize(queue.max_sge() as usize, ibv_sge::default());
-        let list = match request.payload.describe(&mut sge, &mut post.sges) {
-            Ok(list) => list,
-            Err(kind) => break 'refused kind,
-        };
-        if owned {
-            queue.slots.prepare_owned();
-        }
-        let cursor = post.cursor;
-        let Some(free) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
-        let slot = free.index;
-        if let Kind::Recv(cq) = &queue.kind
-            && !cq.take_credits(1)
-        {
-            post.cursor = cursor;
-            break 'refused PostErrorKind::QueueFull;
-        }
-        let payload = free.payload();
-        // SAFETY: a place inside the payload.
-        let first = unsafe { &raw mut (*payload).first };
-        // SAFETY: the poster, and `describe` checked the length.
-        let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
-        // SAFETY: the poster; what was there was taken out before the slot was released.
-        unsafe { fill(payload, request.id, None, 0, held, Opcode::Recv) };
-        let generation = free.publish(owned);
-        let mut wr = ibv_recv_wr {
-            wr_id: queue.wr_id(slot, generation),
-            next: std::ptr::null_mut(),
-            sg_list: list.ptr,
-            num_sge: list.count,
-        };
-        let mut bad = std::ptr::null_mut();
-        let (verb, code) = match target {
-            // SAFETY: live, by the caller; list and request are valid for the call; the memory they
-            // name is held by the slot until the completion (S-2).
-            RecvTarget::Pair(qp) => {
-                ("ibv_post_recv", unsafe { inline::ibv_post_recv(qp, &raw mut wr, &raw mut bad) })
-            }
-            RecvTarget::Shared(srq) => {
-                // SAFETY: as above.
-                ("ibv_post_srq_recv", unsafe { inline::ibv_post_srq_recv(srq, &raw mut wr, &raw mut bad) })
-            }
-        };
-        if code == 0 {
-            return Ok(slot);
-        }
-        if let Kind::Recv(cq) = &queue.kind {
-            cq.return_credits(1);
-        }
-        request.payload = take_back(queue, slot, owned);
-        refused(verb, code)
-    };
-    drop(guard);
-    Err(PostError { kind, request })
 }
