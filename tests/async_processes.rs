@@ -1,0 +1,228 @@
+//! Two processes, one of which dies, stops or hangs: the other side's operations resolve, and say why.
+//!
+//! The peer is this program again, with a role in its environment; hence no libtest harness.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rdma_async::{Config, Ended, Listener, OperationError, RcConnection, WaitMode, connect};
+use rdma_core::qp::transport::Rc;
+use tokio::task::JoinSet;
+
+const ROLE: &str = "RDMA_TEST_ROLE";
+
+fn config(mode: WaitMode) -> Config<Rc> {
+    Config::rc().wait_mode(mode).keep_alive(Some(Duration::from_millis(300)))
+}
+
+/// A process of this program; killed when dropped.
+struct Peer(Child);
+
+impl Peer {
+    fn start(role: &str) -> (Peer, SocketAddr) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .env(ROLE, role)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (Peer(child), line.trim().parse().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Stops it: it neither answers nor closes anything, as if the network between had gone.
+    fn stop(&self) {
+        assert!(Command::new("kill").args(["-STOP", &self.0.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The peer's side: serves one connection as `role` says until it ends.
+async fn serve(role: &str) {
+    let domain = common::domain();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config(WaitMode::Adaptive)).await.unwrap();
+    println!("{}", listener.local_addr());
+    let connection = listener.accept().await.unwrap();
+    match role {
+        "talk" => loop {
+            if connection.send(Bytes::from_static(b"tick")).await.0.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        },
+        "echo" => while let Ok(message) = connection.recv().await {
+            if connection.send(message).await.0.is_err() {
+                return;
+            }
+        },
+        "listen" => while connection.recv().await.is_ok() {},
+        role => panic!("no role {role}"),
+    }
+}
+
+/// Receives until there is an error; gives it and how long after `since` it came.
+async fn receive_to_the_end(connection: &RcConnection, since: Instant) -> (OperationError, Duration) {
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), connection.recv()).await.expect("recv hangs") {
+            Ok(_) => {}
+            Err(error) => return (error, since.elapsed()),
+        }
+    }
+}
+
+async fn a_sender_killed_while_the_receiver_only_waits(mode: WaitMode) {
+    let (mut peer, address) = Peer::start("talk");
+    let domain = common::domain();
+    let connection = connect(address, &domain, &config(mode)).await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(&connection.recv().await.unwrap()[..], b"tick");
+    }
+    peer.kill();
+    let (error, after) = receive_to_the_end(&connection, Instant::now()).await;
+    assert!(matches!(&error, OperationError::Ended(Ended::PeerLost { .. })), "{error}");
+    assert!(after < Duration::from_secs(2), "noticed after {after:?}");
+    println!("  {mode:?}: after {after:?}: {error}");
+}
+
+async fn a_server_killed_under_load(mode: WaitMode) {
+    let (mut peer, address) = Peer::start("echo");
+    let domain = common::domain();
+    let connection = Arc::new(connect(address, &domain, &config(mode)).await.unwrap());
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let connection = Arc::clone(&connection);
+        tasks.spawn(async move {
+            let mut round_trips = 0u64;
+            loop {
+                let buffer = connection.pool().acquire().await;
+                let (result, _buffer) = connection.send(buffer).await;
+                if let Err(error) = result {
+                    return (round_trips, error);
+                }
+                match connection.recv().await {
+                    Ok(_) => round_trips += 1,
+                    Err(error) => return (round_trips, error),
+                }
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    peer.kill();
+    let start = Instant::now();
+    let mut total = 0;
+    while let Some(done) = tokio::time::timeout(Duration::from_secs(20), tasks.join_next()).await.expect("an operation hangs") {
+        let (round_trips, error) = done.unwrap();
+        assert!(matches!(error, OperationError::Ended(_) | OperationError::Completion(_)), "{error}");
+        total += round_trips;
+    }
+    let after = start.elapsed();
+    assert!(total > 0);
+    assert!(after < Duration::from_secs(3), "resolved after {after:?}");
+    connection.abort();
+    let pool = connection.pool().clone();
+    let _ = connection.close().await;
+    drop(connection);
+    assert_eq!(pool.idle(), pool.capacity(), "every buffer came back");
+    println!("  {mode:?}: {total} round trips, all resolved after {after:?}");
+}
+
+async fn a_peer_that_hangs_while_this_side_only_waits(mode: WaitMode) {
+    let (peer, address) = Peer::start("listen");
+    let domain = common::domain();
+    let connection = connect(address, &domain, &config(mode)).await.unwrap();
+    connection.send(Bytes::from_static(b"there?")).await.0.unwrap();
+    // A live peer answers keep-alives, however long nothing else happens.
+    assert!(tokio::time::timeout(Duration::from_secs(1), connection.recv()).await.is_err());
+    assert!(connection.ended().is_none() && connection.counters().keep_alives >= 2);
+    peer.stop();
+    let (error, after) = receive_to_the_end(&connection, Instant::now()).await;
+    assert!(error.to_string().contains("retr"), "{error}");
+    assert!(after < Duration::from_secs(8), "noticed after {after:?}");
+    println!("  {mode:?}: after {after:?}: {error}");
+}
+
+async fn a_peer_that_hangs_under_load(mode: WaitMode) {
+    let (peer, address) = Peer::start("listen");
+    let domain = common::domain();
+    let connection = connect(address, &domain, &config(mode)).await.unwrap();
+    connection.send(Bytes::from_static(b"1")).await.0.unwrap();
+    peer.stop();
+    let start = Instant::now();
+    let sends = (0..40).map(|_| connection.send(Bytes::from_static(b"2")));
+    let mut sends: Vec<_> = sends.map(Box::pin).collect();
+    for send in &mut sends {
+        let (result, _) = tokio::time::timeout(Duration::from_secs(20), send).await.expect("a send hangs");
+        result.unwrap_err();
+    }
+    let after = start.elapsed();
+    assert!(after < Duration::from_secs(8), "resolved after {after:?}");
+    println!("  {mode:?}: after {after:?}: {}", connection.ended().unwrap());
+}
+
+async fn a_deadline_against_a_peer_that_hangs(mode: WaitMode) {
+    let (peer, address) = Peer::start("listen");
+    let domain = common::domain();
+    let connection = connect(address, &domain, &config(mode)).await.unwrap();
+    peer.stop();
+    let start = Instant::now();
+    let buffer = connection.pool().acquire().await;
+    let (result, buffer) = connection.with_deadline(Duration::from_millis(50), connection.send(buffer)).await;
+    let after = start.elapsed();
+    assert!(matches!(result, Err(OperationError::Ended(Ended::Deadline { .. }))), "{result:?}");
+    assert!(after >= Duration::from_millis(50) && after < Duration::from_secs(2), "after {after:?}");
+    drop(buffer);
+    println!("  {mode:?}: after {after:?}");
+}
+
+macro_rules! tests {
+    ($($name:ident)*) => {{
+        let filter: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+        $(
+            let name = stringify!($name);
+            if filter.is_empty() || filter.iter().any(|part| name.contains(part.as_str())) {
+                println!("{name} ...");
+                for mode in [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive] {
+                    runtime().block_on($name(mode));
+                }
+                println!("{name} ok");
+            }
+        )*
+    }};
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn main() {
+    if let Ok(role) = std::env::var(ROLE) {
+        return runtime().block_on(serve(&role));
+    }
+    tests! {
+        a_sender_killed_while_the_receiver_only_waits
+        a_server_killed_under_load
+        a_peer_that_hangs_while_this_side_only_waits
+        a_peer_that_hangs_under_load
+        a_deadline_against_a_peer_that_hangs
+    }
+}
