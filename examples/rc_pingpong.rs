@@ -100,7 +100,9 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     if options.verb == Verb::Write && options.size == 0 {
-        return Err("--verb write needs a --size of at least 1: its target waits for the last byte to change".into());
+        return Err(
+            "--verb write needs a --size of at least 1: its target waits for the last byte to change".into(),
+        );
     }
     // One thread: the future that waits is the one that polls, with no hop in between.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -139,7 +141,11 @@ struct Side {
     region: SharedRegion,
 }
 
-fn config(options: &Options, device: &OpenDevice, region: &SharedRegion) -> Config<rdma_core::qp::transport::Rc> {
+fn config(
+    options: &Options,
+    device: &OpenDevice,
+    region: &SharedRegion,
+) -> Config<rdma_core::qp::transport::Rc> {
     device
         .configure(Config::rc())
         .wait_mode(options.mode.into())
@@ -268,11 +274,19 @@ async fn send(side: &Side, job: &Job, message: Buffer) -> Result<Buffer, Box<dyn
 
 /// The peer's memory.
 fn target(side: &Side) -> Result<RemoteSlice, Box<dyn Error>> {
-    side.connection.peer_regions().first().copied().ok_or_else(|| "the peer opened no memory to write to".into())
+    side.connection
+        .peer_regions()
+        .first()
+        .copied()
+        .ok_or_else(|| "the peer opened no memory to write to".into())
 }
 
 /// Waits for message number `sequence`: the received message, or `None` when it was written to this side's memory.
-async fn arrival(side: &Side, job: &Job, sequence: u64) -> Result<Option<rdma_async::Message>, Box<dyn Error>> {
+async fn arrival(
+    side: &Side,
+    job: &Job,
+    sequence: u64,
+) -> Result<Option<rdma_async::Message>, Box<dyn Error>> {
     match job.verb {
         Verb::Send => return Ok(Some(side.connection.recv().await?)),
         Verb::WriteImm => {
@@ -303,7 +317,12 @@ async fn arrival(side: &Side, job: &Job, sequence: u64) -> Result<Option<rdma_as
 }
 
 /// Checks every byte of message number `sequence`.
-fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Message>) -> Result<(), Box<dyn Error>> {
+fn check(
+    side: &Side,
+    job: &Job,
+    sequence: u64,
+    arrived: Option<rdma_async::Message>,
+) -> Result<(), Box<dyn Error>> {
     let length = |found: usize| match found == job.size {
         true => Ok(()),
         false => Err(format!("message {sequence} has {found} bytes, not {}", job.size)),

@@ -49,23 +49,31 @@ impl DeviceOptions {
         let ports = context.attributes()?.ports;
         let port = match self.port {
             Some(port) if port == 0 || port > ports => {
-                return Err(format!("{} has no port {port}: its ports are 1 to {ports}", context.name()).into());
+                return Err(
+                    format!("{} has no port {port}: its ports are 1 to {ports}", context.name()).into()
+                );
             }
             Some(port) => port,
             None => (1..=ports)
                 .find(|&port| context.port(port).is_ok_and(|port| port.state == PortState::Active))
-                .ok_or_else(|| format!("{} has no ACTIVE port: see `ibv_devinfo` for their states", context.name()))?,
+                .ok_or_else(|| {
+                    format!("{} has no ACTIVE port: see `ibv_devinfo` for their states", context.name())
+                })?,
         };
         let attributes = context.port(port)?;
         let (gid, gid_reason) = match self.gid_index {
             Some(index) => {
                 let gids = context.gids(port)?;
-                let known: Vec<_> = gids.iter().map(|gid| format!("{} ({}, {})", gid.index, gid.gid, gid.gid_type)).collect();
+                let known: Vec<_> =
+                    gids.iter().map(|gid| format!("{} ({}, {})", gid.index, gid.gid, gid.gid_type)).collect();
                 let gid = gids.into_iter().find(|gid| gid.index == u32::from(index));
-                let gid = gid.ok_or_else(|| format!("no GID at index {index}; there are {}", known.join(", ")))?;
+                let gid =
+                    gid.ok_or_else(|| format!("no GID at index {index}; there are {}", known.join(", ")))?;
                 (Some(gid), "asked for".to_owned())
             }
-            None if attributes.link_layer == LinkLayer::InfiniBand => (None, "InfiniBand addresses by LID".to_owned()),
+            None if attributes.link_layer == LinkLayer::InfiniBand => {
+                (None, "InfiniBand addresses by LID".to_owned())
+            }
             None => {
                 let choice = context.choose_gid(port)?;
                 (Some(choice.entry), choice.reason)

@@ -18,7 +18,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Run a program with the device `soft0` in its device list
-    #[command(after_help = "Examples:\n  rdma-soft run -- ibv_devices\n  rdma-soft run -- ib_send_lat -d soft0 -x 1")]
+    #[command(
+        after_help = "Examples:\n  rdma-soft run -- ibv_devices\n  rdma-soft run -- ib_send_lat -d soft0 -x 1"
+    )]
     Run(Run),
 }
 
@@ -66,7 +68,10 @@ fn execute(run: &Run) -> Result<std::convert::Infallible, String> {
     match &run.drop_in {
         Some(folder) => {
             if !folder.join("libibverbs.so.1").exists() {
-                return Err(format!("{} has no libibverbs.so.1; ci/build-libibverbs.sh builds one", folder.display()));
+                return Err(format!(
+                    "{} has no libibverbs.so.1; ci/build-libibverbs.sh builds one",
+                    folder.display()
+                ));
             }
             command.env("LD_LIBRARY_PATH", prepend("LD_LIBRARY_PATH", folder.as_os_str()));
         }
@@ -95,6 +100,9 @@ fn library() -> Result<PathBuf, String> {
     let candidates = [folder.join(NAME), folder.join("deps").join(NAME), folder.join("../lib").join(NAME)];
     candidates.iter().find(|path| path.exists()).cloned().ok_or_else(|| {
         let tried: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
-        format!("{NAME} is in none of {}; build it with `cargo build --release -p rdma-preload`", tried.join(", "))
+        format!(
+            "{NAME} is in none of {}; build it with `cargo build --release -p rdma-preload`",
+            tried.join(", ")
+        )
     })
 }
