@@ -8,9 +8,12 @@ use verbs_sys::*;
 use super::context::{Counted, context_data};
 use super::domain::{DomainUse, domain};
 use super::object::{Object, null, zeroed};
-use super::query::{GID_COUNT, PORT};
+use super::query::PORT;
 use crate::device::{Device, address_of_gid};
 use crate::proto::Destination;
+
+/// GID index of the address itself.
+const ADDRESS_INDEX: u8 = 1;
 
 /// Our part of an address handle.
 pub(crate) struct AhData {
@@ -31,7 +34,7 @@ pub(crate) unsafe fn data<'a>(ah: *mut ibv_ah) -> &'a AhData {
 
 /// Checks an address and gives the bytes of its GID. RoCE knows global addresses only.
 pub(crate) fn check(device: &Device, attr: &ibv_ah_attr) -> Result<[u8; 16], c_int> {
-    if attr.is_global == 0 || attr.port_num != PORT || usize::from(attr.grh.sgid_index) >= GID_COUNT {
+    if attr.is_global == 0 || attr.port_num != PORT || device.gid(usize::from(attr.grh.sgid_index)).is_none() {
         return Err(libc::EINVAL);
     }
     // SAFETY: all views of a GID are plain bytes.
@@ -100,10 +103,9 @@ pub(crate) unsafe extern "C" fn init_ah_from_wc(
     told.grh.hop_limit = 0xff;
     let (source, destination) = addresses(&header, &mut told.grh.traffic_class);
     told.grh.dgid = ibv_gid { raw: source };
-    let is_ours = |index: &usize| data.device.gid(*index).is_some_and(|gid| gid.octets() == destination);
+    let is_ours = |index: &u8| data.device.gid(usize::from(*index)).is_some_and(|gid| gid.octets() == destination);
     // A datagram to a multicast group is answered from the address itself.
-    let index = (0..GID_COUNT).rev().find(is_ours).unwrap_or(GID_COUNT - 1);
-    told.grh.sgid_index = u8::try_from(index).unwrap_or(1);
+    told.grh.sgid_index = (0..=ADDRESS_INDEX).find(is_ours).unwrap_or(ADDRESS_INDEX);
     // SAFETY: the caller passes a pointer that is valid for writes.
     unsafe { attr.write(told) };
     0

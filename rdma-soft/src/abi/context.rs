@@ -140,7 +140,8 @@ fn tables(device: *mut ibv_device, async_fd: c_int) -> verbs_context {
     verbs.dealloc_td = Some(domain::dealloc_td);
     let context = &mut verbs.context;
     context.device = device;
-    context.cmd_fd = -1;
+    // Programs duplicate it to share a context, which then fails in words; it has to be a descriptor.
+    context.cmd_fd = async_fd;
     context.async_fd = async_fd;
     context.num_comp_vectors = COMPLETION_VECTORS;
     context.abi_compat = ABI_EXTENDED;

@@ -27,7 +27,10 @@ pub(crate) unsafe extern "C" fn create_cq_ex(
     // SAFETY: the caller passes valid attributes.
     let attr = unsafe { &*attr };
     let has_flags = attr.comp_mask & ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_FLAGS.0 != 0;
-    if attr.comp_mask & !MASKS != 0 || attr.wc_flags & !OFFERED != 0 || (has_flags && attr.flags & !FLAGS != 0) {
+    if attr.comp_mask & !MASKS != 0
+        || attr.wc_flags & !OFFERED != 0
+        || (has_flags && attr.flags & !FLAGS != 0)
+    {
         return null(libc::EOPNOTSUPP);
     }
     let wanted = Wanted {

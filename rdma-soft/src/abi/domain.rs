@@ -62,12 +62,15 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let pd = Pd::new(ibv_pd { context, handle: id }, DomainData {
+    let pd = Pd::new(
+        ibv_pd { context, handle: id },
+        DomainData {
             device: Arc::clone(&data.device),
             domain: Arc::new(Domain { id, users: AtomicUsize::new(0) }),
             below: None,
             _counted: Counted::new(data),
-        });
+        },
+    );
     pd
 }
 
@@ -103,12 +106,15 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
     let data = unsafe { context_data(context) };
     // SAFETY: and a live protection domain in the attributes.
     let below = unsafe { domain(attr.pd) };
-    let pd = Pd::new(ibv_pd { context, handle: below.domain.id }, DomainData {
-                device: Arc::clone(&data.device),
-                domain: Arc::clone(&below.domain),
-                below: Some(DomainUse::new(&below.domain)),
-                _counted: Counted::new(data),
-            });
+    let pd = Pd::new(
+        ibv_pd { context, handle: below.domain.id },
+        DomainData {
+            device: Arc::clone(&data.device),
+            domain: Arc::clone(&below.domain),
+            below: Some(DomainUse::new(&below.domain)),
+            _counted: Counted::new(data),
+        },
+    );
     pd
 }
 

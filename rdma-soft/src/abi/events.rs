@@ -24,7 +24,10 @@ fn event_type(event: AsyncEvent) -> ibv_event_type {
     }
 }
 
-pub(crate) unsafe extern "C" fn get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int {
+pub(crate) unsafe extern "C" fn get_async_event(
+    context: *mut ibv_context,
+    event: *mut ibv_async_event,
+) -> c_int {
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
     let taken = match data.async_events.take() {

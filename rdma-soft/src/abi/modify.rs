@@ -41,7 +41,15 @@ fn attributes_of(transport: Transport, from: State, to: State) -> Option<(u32, u
     let (rc, uc) = (transport == Transport::Rc, transport == Transport::Uc);
     let connected = rc || uc;
     // By transport: datagram, unreliable, reliable connection.
-    let of = |ud: u32, in_uc: u32, in_rc: u32| if rc { in_rc } else if uc { in_uc } else { ud };
+    let of = |ud: u32, in_uc: u32, in_rc: u32| {
+        if rc {
+            in_rc
+        } else if uc {
+            in_uc
+        } else {
+            ud
+        }
+    };
     Some(match (from, to) {
         (_, Reset | Err) => (0, 0),
         (Reset, Init) => (PKEY | PORT_NUM | if connected { ACCESS } else { QKEY }, 0),
@@ -63,7 +71,17 @@ fn attributes_of(transport: Transport, from: State, to: State) -> Option<(u32, u
             PKEY | of(
                 QKEY,
                 AV | ALT | ACCESS | MIGRATION,
-                PORT_NUM | AV | TIMEOUT | RETRY | RNR_RETRY | RD_ATOMIC | DEST_RD_ATOMIC | ALT | ACCESS | RNR_TIMER | MIGRATION,
+                PORT_NUM
+                    | AV
+                    | TIMEOUT
+                    | RETRY
+                    | RNR_RETRY
+                    | RD_ATOMIC
+                    | DEST_RD_ATOMIC
+                    | ALT
+                    | ACCESS
+                    | RNR_TIMER
+                    | MIGRATION,
             ),
         ),
         (Sqe, Rts) if !rc => (0, CUR | of(QKEY, ACCESS, 0)),
@@ -119,7 +137,8 @@ fn change(data: &qp::QpData, new: &ibv_qp_attr, mask: u32) -> Result<State, c_in
     };
     let attributes = to_proto(data, &merged, transport);
     data.device.modify_queue_pair(&data.qp, to, &attributes, peer).map_err(|_| libc::EINVAL)?;
-    *attr = if to == State::Reset { ibv_qp_attr { cap: attr.cap, ..super::object::zeroed() } } else { merged };
+    *attr =
+        if to == State::Reset { ibv_qp_attr { cap: attr.cap, ..super::object::zeroed() } } else { merged };
     Ok(to)
 }
 
@@ -217,9 +236,10 @@ mod tests {
         use State::*;
         let all = [Reset, Init, Rtr, Rts, Sqd, Sqe, Err];
         let count = |transport| {
-            all.iter().flat_map(|from| all.map(|to| (*from, to))).filter(|(from, to)| {
-                attributes_of(transport, *from, *to).is_some()
-            }).count()
+            all.iter()
+                .flat_map(|from| all.map(|to| (*from, to)))
+                .filter(|(from, to)| attributes_of(transport, *from, *to).is_some())
+                .count()
         };
         // Two from everywhere, and: RESET-INIT, INIT-INIT, INIT-RTR, RTR-RTS, RTS-RTS, SQD-RTS, RTS-SQD,
         // SQD-SQD; SQE-RTS where there is an SQE.

@@ -8,7 +8,7 @@ use verbs_sys::*;
 use super::context::{Counted, context_data};
 use super::domain::{DomainUse, domain};
 use super::object::{Object, null};
-use crate::device::{Access, Handle, RawMemory, Region, RemoveError};
+use crate::device::{Access, Handle, Paging, RawMemory, Region, RemoveError};
 
 /// Our part of a memory region.
 pub(crate) struct MrData {
@@ -28,7 +28,9 @@ type Mr = Object<ibv_mr, MrData>;
 /// it is deregistered.
 unsafe fn memory(addr: *mut c_void, length: usize, access: Access) -> Result<RawMemory, c_int> {
     // Peers change memory through it, so the device must be able to (clause 11.2.8.2).
-    if access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC) && !access.contains(Access::LOCAL_WRITE) {
+    if access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
+        && !access.contains(Access::LOCAL_WRITE)
+    {
         return Err(libc::EINVAL);
     }
     if access.intersects(!(Access::all())) {
@@ -37,15 +39,24 @@ unsafe fn memory(addr: *mut c_void, length: usize, access: Access) -> Result<Raw
     if addr.addr().checked_add(length).is_none() {
         return Err(libc::EINVAL);
     }
-    crate::sys::check_mapped(addr.addr(), length, access.intersects(Access::CHANGES))?;
-    // SAFETY: mapped now, and until the deregistration by the caller's promise.
-    Ok(unsafe { RawMemory::new(addr.cast(), length) })
+    let paging = if access.contains(Access::ON_DEMAND) { Paging::OnDemand } else { Paging::Mapped };
+    if paging == Paging::Mapped {
+        crate::sys::check_mapped(addr.addr(), length, access.intersects(Access::CHANGES))?;
+    }
+    // SAFETY: mapped now, and until the deregistration by the caller's promise; or on demand.
+    Ok(unsafe { RawMemory::new(addr.cast(), length, paging) })
 }
 
 /// # Safety
 ///
 /// The contract of `ibv_reg_mr_iova2`.
-unsafe fn register(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64, access: u32) -> Result<*mut ibv_mr, c_int> {
+unsafe fn register(
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: u32,
+) -> Result<*mut ibv_mr, c_int> {
     // SAFETY: the caller passes a live protection domain.
     let data = unsafe { domain(pd) };
     let access = Access::from_bits_retain(access);
@@ -68,7 +79,12 @@ unsafe fn register(pd: *mut ibv_pd, addr: *mut c_void, length: usize, iova: u64,
     Ok(Mr::new(c, MrData { device: Arc::clone(&data.device), domain, _counted: counted }))
 }
 
-pub(crate) unsafe extern "C" fn reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, access: c_int) -> *mut ibv_mr {
+pub(crate) unsafe extern "C" fn reg_mr(
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> *mut ibv_mr {
     // SAFETY: the same contract; device addresses are the program's own.
     unsafe { register(pd, addr, length, addr.addr() as u64, access.cast_unsigned()) }.unwrap_or_else(null)
 }
@@ -96,7 +112,14 @@ pub(crate) unsafe extern "C" fn reg_mr_iova2(
 }
 
 /// `man ibv_reg_dmabuf_mr`: the memory of another device cannot be reached from here.
-pub(crate) unsafe extern "C" fn reg_dmabuf_mr(_: *mut ibv_pd, _: u64, _: usize, _: u64, _: c_int, _: c_int) -> *mut ibv_mr {
+pub(crate) unsafe extern "C" fn reg_dmabuf_mr(
+    _: *mut ibv_pd,
+    _: u64,
+    _: usize,
+    _: u64,
+    _: c_int,
+    _: c_int,
+) -> *mut ibv_mr {
     null(libc::EOPNOTSUPP)
 }
 
@@ -187,13 +210,31 @@ pub(crate) unsafe extern "C" fn rereg_mr(
     0
 }
 
-/// `man ibv_advise_mr`: prefetching is for on-demand regions, and here memory is where it is.
+/// `man ibv_advise_mr`: advice to fetch pages is checked and otherwise not needed, for an access fetches them.
 pub(crate) unsafe extern "C" fn advise_mr(
-    _pd: *mut ibv_pd,
-    _advice: ib_uverbs_advise_mr_advice,
-    _flags: u32,
-    _sg_list: *mut ibv_sge,
-    _num_sge: u32,
+    pd: *mut ibv_pd,
+    advice: ib_uverbs_advise_mr_advice,
+    flags: u32,
+    sg_list: *mut ibv_sge,
+    num_sge: u32,
 ) -> c_int {
-    libc::EOPNOTSUPP
+    type Advice = ib_uverbs_advise_mr_advice;
+    const FLUSH: u32 = ib_uverbs_advise_mr_flag::IB_UVERBS_ADVISE_MR_FLAG_FLUSH.0;
+    let write = match advice {
+        Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH | Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH_NO_FAULT => false,
+        Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH_WRITE => true,
+        _ => return libc::EOPNOTSUPP,
+    };
+    let Ok(count) = c_int::try_from(num_sge) else { return libc::EINVAL };
+    if flags & !FLUSH != 0 || count == 0 {
+        return libc::EINVAL;
+    }
+    // SAFETY: the caller passes a live protection domain.
+    let data = unsafe { domain(pd) };
+    // SAFETY: and a valid list of elements.
+    let Ok(mut elements) = (unsafe { super::post::sges(sg_list, count) }) else { return libc::EINVAL };
+    match elements.all(|sge| data.device.memory.covers(data.domain.id, &sge, write)) {
+        true => 0,
+        false => libc::ENOENT,
+    }
 }

@@ -37,11 +37,10 @@ pub(crate) unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type) -> 
         return null(libc::ENOMEM);
     };
     let c = ibv_mw { context, pd, rkey, handle: rkey >> 8, type_: kind };
-    let mw = Mw::new(c, MwData {
-            device: Arc::clone(&data.device),
-            _domain: DomainUse::new(&data.domain),
-            _counted: counted,
-        });
+    let mw = Mw::new(
+        c,
+        MwData { device: Arc::clone(&data.device), _domain: DomainUse::new(&data.domain), _counted: counted },
+    );
     mw
 }
 
@@ -61,7 +60,11 @@ pub(crate) unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {
 /// # Safety
 ///
 /// `mw` is a live window, and the region in `info` is live or null.
-pub(crate) unsafe fn bind_request(mw: *mut ibv_mw, rkey: u32, info: &ibv_mw_bind_info) -> Result<BindRequest, c_int> {
+pub(crate) unsafe fn bind_request(
+    mw: *mut ibv_mw,
+    rkey: u32,
+    info: &ibv_mw_bind_info,
+) -> Result<BindRequest, c_int> {
     if mw.is_null() {
         return Err(libc::EINVAL);
     }
@@ -69,14 +72,7 @@ pub(crate) unsafe fn bind_request(mw: *mut ibv_mw, rkey: u32, info: &ibv_mw_bind
     let window = unsafe { (*mw).handle };
     // SAFETY: as above.
     let lkey = if info.mr.is_null() { 0 } else { unsafe { (*info.mr).lkey } };
-    Ok(BindRequest {
-        window,
-        rkey,
-        lkey,
-        access: info.mw_access_flags,
-        addr: info.addr,
-        length: info.length,
-    })
+    Ok(BindRequest { window, rkey, lkey, access: info.mw_access_flags, addr: info.addr, length: info.length })
 }
 
 /// `man ibv_bind_mw`: a type 1 window gets a new key, and the bind goes through the send queue.

@@ -87,7 +87,9 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
         ibv_wr_opcode::IBV_WR_SEND_WITH_IMM => SendOperation::SendWithImmediate(immediate),
         ibv_wr_opcode::IBV_WR_SEND_WITH_INV => SendOperation::SendWithInvalidate(key),
         ibv_wr_opcode::IBV_WR_RDMA_WRITE => SendOperation::Write { va, rkey },
-        ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM => SendOperation::WriteWithImmediate { va, rkey, immediate },
+        ibv_wr_opcode::IBV_WR_RDMA_WRITE_WITH_IMM => {
+            SendOperation::WriteWithImmediate { va, rkey, immediate }
+        }
         ibv_wr_opcode::IBV_WR_RDMA_READ => SendOperation::Read { va, rkey },
         ibv_wr_opcode::IBV_WR_ATOMIC_CMP_AND_SWP => SendOperation::CompareSwap {
             va: atomic.remote_addr,
@@ -95,11 +97,9 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
             compare: atomic.compare_add,
             swap: atomic.swap,
         },
-        ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD => SendOperation::FetchAdd {
-            va: atomic.remote_addr,
-            rkey: atomic.rkey,
-            add: atomic.compare_add,
-        },
+        ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD => {
+            SendOperation::FetchAdd { va: atomic.remote_addr, rkey: atomic.rkey, add: atomic.compare_add }
+        }
         ibv_wr_opcode::IBV_WR_LOCAL_INV => SendOperation::LocalInvalidate(key),
         ibv_wr_opcode::IBV_WR_BIND_MW => {
             // SAFETY: a bind has a window and its information there.
@@ -130,7 +130,9 @@ unsafe fn post_one(
     }
     let destination = match transport {
         // SAFETY: a request to a datagram queue pair has its address there.
-        Transport::Ud => Some(unsafe { destination(wr.wr.ud.ah, wr.wr.ud.remote_qpn, wr.wr.ud.remote_qkey) }?),
+        Transport::Ud => {
+            Some(unsafe { destination(wr.wr.ud.ah, wr.wr.ud.remote_qpn, wr.wr.ud.remote_qkey) }?)
+        }
         _ => None,
     };
     let mut list = [Sge::default(); qp::MAX_SGE];
@@ -206,8 +208,7 @@ pub(crate) unsafe extern "C" fn post_recv(
         // SAFETY: the caller passes a list of valid work requests.
         let request = unsafe { &*wr };
         // SAFETY: with valid lists of elements.
-        let result = unsafe { sges(request.sg_list, request.num_sge) }
-            .and_then(|sges| {
+        let result = unsafe { sges(request.sg_list, request.num_sge) }.and_then(|sges| {
             data.device.post_receive(&data.qp, request.wr_id, sges).map_err(errno_of_receive)
         });
         if let Err(errno) = result {

@@ -305,6 +305,10 @@ pub(crate) unsafe extern "C" fn set_ece(_qp: *mut ibv_qp, ece: *mut ibv_ece) -> 
 }
 
 /// `man ibv_query_qp_data_in_order`: bytes of a message are not promised to arrive in order.
-pub(crate) unsafe extern "C" fn query_qp_data_in_order(_qp: *mut ibv_qp, _op: ibv_wr_opcode, _flags: u32) -> c_int {
+pub(crate) unsafe extern "C" fn query_qp_data_in_order(
+    _qp: *mut ibv_qp,
+    _op: ibv_wr_opcode,
+    _flags: u32,
+) -> c_int {
     0
 }

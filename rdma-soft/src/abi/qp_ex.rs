@@ -5,9 +5,9 @@ use std::slice;
 
 use verbs_sys::*;
 
+use super::mw;
 use super::post::{destination, errno_of, inline_bytes, send_flags, to_sge};
 use super::qp::{MAX_INLINE, Qp, QpData};
-use super::mw;
 use crate::proto::{Data, Destination, SendOperation, SendRequest, Sge};
 use crate::wire::Transport;
 
@@ -142,7 +142,12 @@ operation! {
     wr_local_inv(key: u32) = SendOperation::LocalInvalidate(key);
 }
 
-unsafe extern "C" fn wr_bind_mw(qp: *mut ibv_qp_ex, window: *mut ibv_mw, rkey: u32, info: *const ibv_mw_bind_info) {
+unsafe extern "C" fn wr_bind_mw(
+    qp: *mut ibv_qp_ex,
+    window: *mut ibv_mw,
+    rkey: u32,
+    info: *const ibv_mw_bind_info,
+) {
     // SAFETY: the caller passes a live window and valid information.
     let request = unsafe { mw::bind_request(window, rkey, &*info) };
     // SAFETY: as the other operations.
@@ -199,7 +204,9 @@ unsafe extern "C" fn wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, l
         };
         for buffer in list {
             // SAFETY: the program's memory, readable during the call.
-            builder.inline.extend_from_slice(unsafe { inline_bytes(buffer.addr.expose_provenance() as u64, buffer.length) });
+            builder.inline.extend_from_slice(unsafe {
+                inline_bytes(buffer.addr.expose_provenance() as u64, buffer.length)
+            });
         }
         match builder.requests.last_mut() {
             Some(request) => (request.data, request.is_inline) = ((first, total), true),

@@ -12,7 +12,8 @@ use crate::device::{Device, MAX_KEYS, MAX_QUEUE_PAIRS, eui64, mac_of};
 
 /// Every port attribute that depends on nothing follows the kernel's Soft-RoCE (`rxe_param.h`).
 pub(crate) const PORT: u8 = 1;
-pub(crate) const GID_COUNT: usize = 2;
+/// Entries of the GID table; more than are in use, as everywhere.
+pub(crate) const GID_COUNT: usize = 16;
 /// The longest message, as on most adapters.
 pub(crate) const MAX_MESSAGE: u32 = 1 << 30;
 /// READ and atomic requests of a queue pair at a time, either way.
@@ -83,6 +84,18 @@ pub(crate) unsafe extern "C" fn query_device(context: *mut ibv_context, attr: *m
     0
 }
 
+/// Memory is never pinned, so on-demand paging is what happens anyway. Ranges must be named, though.
+fn odp_caps() -> ibv_odp_caps {
+    type Cap = ibv_odp_transport_cap_bits;
+    let datagram = Cap::IBV_ODP_SUPPORT_SEND.0 | Cap::IBV_ODP_SUPPORT_RECV.0 | Cap::IBV_ODP_SUPPORT_SRQ_RECV.0;
+    let one_sided = Cap::IBV_ODP_SUPPORT_WRITE.0 | Cap::IBV_ODP_SUPPORT_READ.0 | Cap::IBV_ODP_SUPPORT_ATOMIC.0;
+    let mut caps = ibv_odp_caps { general_caps: u64::from(ibv_odp_general_caps::IBV_ODP_SUPPORT.0), ..Default::default() };
+    caps.per_transport_caps.rc_odp_caps = datagram | one_sided;
+    caps.per_transport_caps.uc_odp_caps = datagram | Cap::IBV_ODP_SUPPORT_WRITE.0;
+    caps.per_transport_caps.ud_odp_caps = datagram;
+    caps
+}
+
 pub(crate) unsafe extern "C" fn query_device_ex(
     context: *mut ibv_context,
     input: *const ibv_query_device_ex_input,
@@ -100,6 +113,7 @@ pub(crate) unsafe extern "C" fn query_device_ex(
     let data = unsafe { context_data(context) };
     let mut told: ibv_device_attr_ex = zeroed();
     told.orig_attr = device_attr(&data.device);
+    told.odp_caps = odp_caps();
     told.completion_timestamp_mask = u64::MAX;
     // Timestamps count nanoseconds; this is in kHz.
     told.hca_core_clock = 1_000_000;
@@ -116,7 +130,8 @@ fn port_attr(device: &Device) -> ibv_port_attr {
     attr.max_mtu = ibv_mtu::IBV_MTU_4096;
     attr.active_mtu = ibv_mtu(device.active_mtu as u32 + 1);
     attr.gid_tbl_len = int(GID_COUNT);
-    attr.port_cap_flags = ibv_port_cap_flags::IBV_PORT_CM_SUP.0 | ibv_port_cap_flags::IBV_PORT_IP_BASED_GIDS.0;
+    attr.port_cap_flags =
+        ibv_port_cap_flags::IBV_PORT_CM_SUP.0 | ibv_port_cap_flags::IBV_PORT_IP_BASED_GIDS.0;
     attr.max_msg_sz = MAX_MESSAGE;
     attr.pkey_tbl_len = 1;
     attr.max_vl_num = 1;
@@ -163,15 +178,14 @@ pub(crate) unsafe extern "C" fn query_gid(
 ) -> c_int {
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    let found = usize::try_from(index).ok().and_then(|index| data.device.gid(index));
-    match found.filter(|_| port == PORT) {
-        Some(address) => {
-            // SAFETY: the caller passes a pointer that is valid for writes; a GID is bytes to some.
-            unsafe { gid.write_unaligned(ibv_gid { raw: address.octets() }) };
-            0
-        }
-        None => minus_one(libc::EINVAL),
-    }
+    let Some(index) = usize::try_from(index).ok().filter(|index| port == PORT && *index < GID_COUNT) else {
+        return minus_one(libc::EINVAL);
+    };
+    // An entry that is not in use is all zeros.
+    let raw = data.device.gid(index).map_or([0; 16], |address| address.octets());
+    // SAFETY: the caller passes a pointer that is valid for writes; a GID is bytes to some.
+    unsafe { gid.write_unaligned(ibv_gid { raw }) };
+    0
 }
 
 fn gid_entry(device: &Device, index: usize) -> Option<ibv_gid_entry> {
@@ -219,18 +233,20 @@ pub(crate) unsafe extern "C" fn query_gid_table(
     if flags != 0 {
         return -(libc::EOPNOTSUPP as isize);
     }
-    if max_entries < GID_COUNT {
-        return -(libc::EINVAL as isize);
-    }
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    for index in 0..GID_COUNT {
-        let Some(told) = gid_entry(&data.device, index) else { continue };
-        let place = entries.cast::<u8>().wrapping_add(index * entry_size);
+    let in_use = (0..GID_COUNT).filter_map(|index| gid_entry(&data.device, index));
+    let mut count = 0;
+    for told in in_use {
+        if count == max_entries {
+            return -(libc::EINVAL as isize);
+        }
+        let place = entries.cast::<u8>().wrapping_add(count * entry_size);
         // SAFETY: the caller passes room for `max_entries` entries of `entry_size` bytes each.
         unsafe { super::object::copy_prefix(&told, place, entry_size) };
+        count += 1;
     }
-    GID_COUNT as isize
+    isize::try_from(count).unwrap_or(0)
 }
 
 pub(crate) unsafe extern "C" fn query_pkey(
@@ -252,7 +268,10 @@ pub(crate) unsafe extern "C" fn get_pkey_index(_context: *mut ibv_context, port:
 }
 
 /// `man ibv_query_rt_values_ex`: the clock of completion timestamps.
-pub(crate) unsafe extern "C" fn query_rt_values(context: *mut ibv_context, values: *mut ibv_values_ex) -> c_int {
+pub(crate) unsafe extern "C" fn query_rt_values(
+    context: *mut ibv_context,
+    values: *mut ibv_values_ex,
+) -> c_int {
     const CLOCK: u32 = ibv_values_mask::IBV_VALUES_MASK_RAW_CLOCK.0;
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };

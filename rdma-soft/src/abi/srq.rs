@@ -36,7 +36,11 @@ pub(crate) unsafe extern "C" fn create_srq(pd: *mut ibv_pd, init: *mut ibv_srq_i
     // SAFETY: the caller passes valid attributes.
     let init = unsafe { &mut *init };
     let attr = &mut init.attr;
-    if attr.max_wr == 0 || attr.max_wr > MAX_SRQ_WR || attr.max_sge > MAX_SRQ_SGE || attr.srq_limit > attr.max_wr {
+    if attr.max_wr == 0
+        || attr.max_wr > MAX_SRQ_WR
+        || attr.max_sge > MAX_SRQ_SGE
+        || attr.srq_limit > attr.max_wr
+    {
         return null(libc::EINVAL);
     }
     attr.max_sge = attr.max_sge.max(1);

@@ -116,7 +116,8 @@ impl Watch {
                 tv_nsec: i64::try_from(milliseconds % 1000 * 1_000_000).unwrap_or(0),
             }
         });
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 2];
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 2];
         // Interrupted or not, the loop looks again.
         let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
     }
@@ -163,7 +164,9 @@ impl Device {
     fn serve_overdue(&self) {
         scratch::with(|scratch| {
             let now = self.now();
-            if now.nanoseconds() >= self.next_deadline.load(Ordering::Relaxed) || self.lists.runnable.len() > 0 {
+            if now.nanoseconds() >= self.next_deadline.load(Ordering::Relaxed)
+                || self.lists.runnable.len() > 0
+            {
                 self.serve_lists(now, scratch);
                 self.serve_touched(scratch);
             }
@@ -202,7 +205,6 @@ impl Device {
     }
 
     fn has_work(&self) -> bool {
-        self.lists.runnable.len() > 0
-            || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
+        self.lists.runnable.len() > 0 || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
     }
 }

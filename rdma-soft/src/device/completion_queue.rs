@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use super::channel::Channel;
+use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use crate::proto::{Completion, Time};
 use crate::wire::Qpn;
 
@@ -135,6 +135,13 @@ impl CompletionQueue {
         }
         self.len.store(inner.ring.len(), Ordering::Release);
         n
+    }
+
+    /// Forgets the completions of a queue pair that is reset or destroyed, as adapters do.
+    pub(crate) fn purge(&self, qp_num: Qpn) {
+        let mut inner = self.lock();
+        inner.ring.retain(|entry| entry.qp_num != qp_num);
+        self.len.store(inner.ring.len(), Ordering::Release);
     }
 
     /// Asks for an event when the next completion comes; a solicited-only request never weakens one for any.

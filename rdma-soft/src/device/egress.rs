@@ -142,7 +142,8 @@ impl Device {
         let mut dry = false;
         with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
             while batch.packets.len() < BATCH_PACKETS {
-                let Some(transmit) = machine.poll_transmit(now, &mut host, acks, &mut batch.bytes[batch.len..])
+                let Some(transmit) =
+                    machine.poll_transmit(now, &mut host, acks, &mut batch.bytes[batch.len..])
                 else {
                     dry = true;
                     break;
@@ -152,7 +153,9 @@ impl Device {
                 batch.len = end;
             }
         });
-        if batch.len > 0 && !batch.peer.as_ref().zip(inner.peer.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b)) {
+        if batch.len > 0
+            && !batch.peer.as_ref().zip(inner.peer.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
+        {
             batch.peer.clone_from(&inner.peer);
         }
         dry
@@ -194,7 +197,11 @@ impl Device {
                 if self.capture.is_some() {
                     for (segment, packet) in packets[run].iter().enumerate() {
                         let identification = u16::try_from(segment).unwrap_or(u16::MAX);
-                        self.record(&self.envelope_to(peer, identification), &bytes[packet.range.clone()], true);
+                        self.record(
+                            &self.envelope_to(peer, identification),
+                            &bytes[packet.range.clone()],
+                            true,
+                        );
                     }
                 }
                 true

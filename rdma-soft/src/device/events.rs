@@ -101,7 +101,8 @@ impl<T> EventQueue<T> {
 
     /// Sleeps until the descriptor is readable, without end.
     pub(crate) fn sleep(&self) -> io::Result<()> {
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 1];
         epoll::wait(&self.epoll, &mut events, None)?;
         Ok(())
     }

@@ -19,7 +19,21 @@ const WORD: usize = size_of::<u64>();
 pub(crate) struct RawMemory {
     address: *mut u8,
     len: usize,
+    paging: Paging,
 }
+
+/// Whether memory is known to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Paging {
+    /// It is, as long as it is registered.
+    Mapped,
+    /// It may come and go (on-demand paging): the kernel copies, and says when there is nothing.
+    OnDemand,
+}
+
+/// The memory is not there, or not writable.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Fault;
 
 // SAFETY: it is an address range; all accesses through it are atomic.
 unsafe impl Send for RawMemory {}
@@ -32,23 +46,22 @@ impl RawMemory {
     /// `len` bytes from `address` are mapped as long as this value or a part of it is used, and
     /// writable if [`write`](Self::write) or an atomic is used. Whoever else accesses them at the same
     /// time does it by atomics of the same size, or is not Rust code.
-    pub(crate) unsafe fn new(address: *mut u8, len: usize) -> Self {
-        RawMemory { address, len }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
+    pub(crate) unsafe fn new(address: *mut u8, len: usize, paging: Paging) -> Self {
+        RawMemory { address, len, paging }
     }
 
     /// `len` bytes from `offset` on, or `None` if they are not all inside.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Option<RawMemory> {
         let end = offset.checked_add(len)?;
-        (end <= self.len).then(|| RawMemory { address: self.address.wrapping_add(offset), len })
+        (end <= self.len).then(|| RawMemory { address: self.address.wrapping_add(offset), len, ..*self })
     }
 
     /// Copies all of it to `out`, which must be as long.
-    pub(crate) fn read(&self, out: &mut [u8]) {
+    pub(crate) fn read(&self, out: &mut [u8]) -> Result<(), Fault> {
         assert_eq!(out.len(), self.len, "the caller cuts both to one length");
+        if self.paging == Paging::OnDemand {
+            return if crate::sys::copy_from(self.address.addr(), out) { Ok(()) } else { Err(Fault) };
+        }
         let head = self.bytes_to_word();
         let (first, rest) = out.split_at_mut(head);
         let mut at = self.address;
@@ -65,13 +78,17 @@ impl RawMemory {
             *byte = load_byte(at);
             at = at.wrapping_add(1);
         }
+        Ok(())
     }
 
     /// Copies `bytes`, which must be as long, over all of it.
     ///
     /// The last word or byte is written after all others: programs wait for a message by watching it.
-    pub(crate) fn write(&self, bytes: &[u8]) {
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), Fault> {
         assert_eq!(bytes.len(), self.len, "the caller cuts both to one length");
+        if self.paging == Paging::OnDemand {
+            return if crate::sys::copy_to(self.address.addr(), bytes) { Ok(()) } else { Err(Fault) };
+        }
         let head = self.bytes_to_word();
         let (first, rest) = bytes.split_at(head);
         let mut at = self.address;
@@ -94,6 +111,7 @@ impl RawMemory {
             store_byte(at, *byte);
             at = at.wrapping_add(1);
         }
+        Ok(())
     }
 
     /// Replaces the word by `update(word)` atomically and returns what it was; `None` unless this is one
@@ -102,7 +120,13 @@ impl RawMemory {
         if self.len != WORD || self.address.addr() % WORD != 0 {
             return None;
         }
-        // SAFETY: aligned and eight bytes long, checked above; mapped and writable by `new`'s promise.
+        if self.paging == Paging::OnDemand {
+            // The page is brought in for writing first; a program that unmaps it at this very moment races
+            // with its own peer.
+            crate::sys::check_mapped(self.address.addr(), WORD, true).ok()?;
+        }
+        // SAFETY: aligned and eight bytes long, checked above; mapped and writable by `new`'s promise or
+        // by the check just made.
         let word = unsafe { AtomicU64::from_ptr(self.address.cast()) };
         word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |w| Some(update(w))).ok()
     }
@@ -148,11 +172,11 @@ mod tests {
                 let mut memory = [0xeeu64; 8].map(u64::to_ne_bytes).concat();
                 let source: Vec<u8> = (0..len).map(|i| u8::try_from(i).unwrap()).collect();
                 // SAFETY: inside of `memory`, which outlives it and is not used otherwise meanwhile.
-                let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len()) };
+                let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len(), Paging::Mapped) };
                 let part = region.part(offset, len).unwrap();
-                part.write(&source);
+                part.write(&source).unwrap();
                 let mut back = vec![0; len];
-                part.read(&mut back);
+                part.read(&mut back).unwrap();
                 assert_eq!(back, source);
                 let untouched = [0xeeu64; 8].map(u64::to_ne_bytes).concat();
                 assert_eq!(memory[..offset], untouched[..offset]);
@@ -165,7 +189,7 @@ mod tests {
     fn parts_stay_inside() {
         let mut memory = [0u8; 16];
         // SAFETY: as above.
-        let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len()) };
+        let region = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len(), Paging::Mapped) };
         assert!(region.part(16, 0).is_some());
         assert!(region.part(16, 1).is_none());
         assert!(region.part(1, usize::MAX).is_none());
@@ -175,10 +199,26 @@ mod tests {
     fn words_are_updated_only_when_aligned() {
         let mut memory = [5u64, 6];
         // SAFETY: as above.
-        let region = unsafe { RawMemory::new(memory.as_mut_ptr().cast(), 16) };
+        let region = unsafe { RawMemory::new(memory.as_mut_ptr().cast(), 16, Paging::Mapped) };
         assert_eq!(region.part(8, 8).unwrap().update_word(|w| w + 1), Some(6));
         assert_eq!(region.part(4, 8).unwrap().update_word(|w| w + 1), None);
         assert_eq!(region.part(8, 4).unwrap().update_word(|w| w + 1), None);
         assert_eq!(memory, [5, 7]);
+    }
+
+    #[test]
+    fn memory_on_demand_that_is_not_there_is_a_fault() {
+        let mut memory = *b"on demand";
+        // SAFETY: on demand: the kernel looks whether it is there.
+        let there = unsafe { RawMemory::new(memory.as_mut_ptr(), memory.len(), Paging::OnDemand) };
+        let mut out = [0; 9];
+        assert_eq!(there.write(b"as wanted"), Ok(()));
+        assert_eq!(there.read(&mut out), Ok(()));
+        assert_eq!(&out, b"as wanted");
+        // SAFETY: as above; nothing is ever mapped at the first page.
+        let missing = unsafe { RawMemory::new(std::ptr::without_provenance_mut(64), 8, Paging::OnDemand) };
+        assert_eq!(missing.read(&mut [0; 8]), Err(Fault));
+        assert_eq!(missing.write(&[0; 8]), Err(Fault));
+        assert_eq!(missing.update_word(|w| w), None);
     }
 }

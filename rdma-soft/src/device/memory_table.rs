@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use bitflags::bitflags;
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
 
-use super::memory::RawMemory;
+use super::memory::{Fault, RawMemory};
 use super::random;
 use super::slab::{Full, Slab};
 use crate::proto::{AtomicOp, BindRequest, LocalError, RemoteAccess, RemoteError, Sge};
@@ -215,14 +215,26 @@ impl MemoryTable {
         }
     }
 
+    /// Whether an element lies in a region of the domain, writable if asked.
+    pub(crate) fn covers(&self, pd: u32, sge: &Sge, write: bool) -> bool {
+        let need = if write { Access::LOCAL_WRITE } else { Access::empty() };
+        local(&self.read(), pd, sge, 0, sge.length as usize, need).is_ok()
+    }
+
     /// Copies from a gather list, all of `out` or nothing that counts.
-    pub(crate) fn gather(&self, pd: u32, sges: &[Sge], offset: u32, out: &mut [u8]) -> Result<(), LocalError> {
+    pub(crate) fn gather(
+        &self,
+        pd: u32,
+        sges: &[Sge],
+        offset: u32,
+        out: &mut [u8],
+    ) -> Result<(), LocalError> {
         let table = self.read();
         let mut rest = out;
         walk(sges, offset, rest.len(), |sge, skip, len| {
             let part = local(&table, pd, sge, skip, len, Access::empty())?;
             let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
-            part.read(now);
+            part.read(now).map_err(|Fault| LocalError)?;
             rest = later;
             Ok(())
         })
@@ -235,7 +247,7 @@ impl MemoryTable {
         walk(sges, offset, rest.len(), |sge, skip, len| {
             let part = local(&table, pd, sge, skip, len, Access::LOCAL_WRITE)?;
             let (now, later) = rest.split_at(len);
-            part.write(now);
+            part.write(now).map_err(|Fault| LocalError)?;
             rest = later;
             Ok(())
         })
@@ -252,23 +264,39 @@ impl MemoryTable {
         remote(&self.read(), who, rkey, va, length as usize, Access::of(access)).map(|_| ())
     }
 
-    pub(crate) fn write_remote(&self, who: Accessor, rkey: u32, va: u64, data: &[u8]) -> Result<(), RemoteError> {
+    pub(crate) fn write_remote(
+        &self,
+        who: Accessor,
+        rkey: u32,
+        va: u64,
+        data: &[u8],
+    ) -> Result<(), RemoteError> {
         let table = self.read();
-        remote(&table, who, rkey, va, data.len(), Access::REMOTE_WRITE)?.write(data);
-        Ok(())
+        remote(&table, who, rkey, va, data.len(), Access::REMOTE_WRITE)?.write(data).map_err(|Fault| RemoteError)
     }
 
-    pub(crate) fn read_remote(&self, who: Accessor, rkey: u32, va: u64, out: &mut [u8]) -> Result<(), RemoteError> {
+    pub(crate) fn read_remote(
+        &self,
+        who: Accessor,
+        rkey: u32,
+        va: u64,
+        out: &mut [u8],
+    ) -> Result<(), RemoteError> {
         let table = self.read();
-        remote(&table, who, rkey, va, out.len(), Access::REMOTE_READ)?.read(out);
-        Ok(())
+        remote(&table, who, rkey, va, out.len(), Access::REMOTE_READ)?.read(out).map_err(|Fault| RemoteError)
     }
 
     pub(crate) fn atomic(&self, who: Accessor, rkey: u32, va: u64, op: AtomicOp) -> Result<u64, RemoteError> {
         let table = self.read();
         let word = remote(&table, who, rkey, va, size_of::<u64>(), Access::REMOTE_ATOMIC)?;
         word.update_word(|old| match op {
-            AtomicOp::CompareSwap { compare, swap } => if old == compare { swap } else { old },
+            AtomicOp::CompareSwap { compare, swap } => {
+                if old == compare {
+                    swap
+                } else {
+                    old
+                }
+            }
             AtomicOp::FetchAdd { add } => old.wrapping_add(add),
         })
         .ok_or(RemoteError)
@@ -381,7 +409,14 @@ fn walk(
     if left == 0 { Ok(()) } else { Err(LocalError) }
 }
 
-fn local(table: &Table, pd: u32, sge: &Sge, skip: u64, len: usize, need: Access) -> Result<RawMemory, LocalError> {
+fn local(
+    table: &Table,
+    pd: u32,
+    sge: &Sge,
+    skip: u64,
+    len: usize,
+    need: Access,
+) -> Result<RawMemory, LocalError> {
     match entry(table, sge.lkey) {
         Some(Entry { object: Object::Region { region, .. }, .. })
             if region.pd == pd && region.access.contains(need) =>
@@ -405,9 +440,7 @@ fn remote(
 ) -> Result<RawMemory, RemoteError> {
     let part = match &entry(table, rkey).ok_or(RemoteError)?.object {
         Object::Region { region, .. } => region,
-        Object::Window(Window { bound: Some(binding), .. })
-            if binding.qp.is_none_or(|qp| qp == who.qp) =>
-        {
+        Object::Window(Window { bound: Some(binding), .. }) if binding.qp.is_none_or(|qp| qp == who.qp) => {
             &binding.part
         }
         Object::Window(_) => return Err(RemoteError),
@@ -420,6 +453,7 @@ fn remote(
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Paging;
     use super::*;
 
     const ME: Accessor = Accessor { pd: 1, qp: 17 };
@@ -428,7 +462,7 @@ mod tests {
         let table = MemoryTable::new();
         let start = memory.as_ptr().addr() as u64;
         // SAFETY: the tests keep the memory alive and touch it through the table only.
-        let raw = unsafe { RawMemory::new(memory.as_mut_ptr().cast(), size_of_val(memory)) };
+        let raw = unsafe { RawMemory::new(memory.as_mut_ptr().cast(), size_of_val(memory), Paging::Mapped) };
         let key = table.add_region(Region { pd: 1, start, memory: raw, access }).unwrap();
         (table, key, start)
     }
@@ -512,7 +546,9 @@ mod tests {
         assert!(table.bind(Accessor { pd: 2, ..ME }, &request(Access::REMOTE_READ)).is_err());
         assert!(table.bind(ME, &BindRequest { length: 33, ..request(Access::REMOTE_READ) }).is_err());
         table.bind(ME, &request(Access::REMOTE_READ)).unwrap();
-        assert!(table.check_remote(Accessor { qp: 99, ..ME }, window ^ 1, start, 8, RemoteAccess::Read).is_ok());
+        assert!(
+            table.check_remote(Accessor { qp: 99, ..ME }, window ^ 1, start, 8, RemoteAccess::Read).is_ok()
+        );
         table.bind(ME, &BindRequest { length: 0, rkey: window ^ 2, ..request(Access::REMOTE_READ) }).unwrap();
         assert!(table.check_remote(ME, window ^ 2, start, 8, RemoteAccess::Read).is_err());
     }

@@ -41,7 +41,7 @@ use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteG
 pub(crate) use channel::Channel;
 pub(crate) use completion_queue::{CompletionQueue, Entry};
 pub(crate) use events::{AsyncEvent, AsyncEvents};
-pub(crate) use memory::RawMemory;
+pub(crate) use memory::{Paging, RawMemory};
 pub(crate) use memory_table::{Access, MAX_KEYS, MemoryTable, Region, RemoveError, WindowType};
 pub(crate) use multicast::Multicast;
 pub(crate) use peer::{address_of_gid, eui64, mac_of};
@@ -57,7 +57,9 @@ use queue_pair::NEVER;
 use settings::Settings;
 use slab::Slab;
 
-use crate::net::{Capture, Envelope, Faults, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose, to_gid};
+use crate::net::{
+    Capture, Envelope, Faults, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose, to_gid,
+};
 use crate::proto::{PathMtu, Time};
 use crate::wire::ICRC_LEN;
 
@@ -185,7 +187,9 @@ impl Handle {
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),
             capture,
-            faults: settings.fault.map(|rates| Mutex::new(FaultState { source: Faults::new(rates), held: None })),
+            faults: settings
+                .fault
+                .map(|rates| Mutex::new(FaultState { source: Faults::new(rates), held: None })),
             epoch: Instant::now(),
             settings,
         });

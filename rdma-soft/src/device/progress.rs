@@ -42,7 +42,12 @@ pub(super) const TICK: u64 = 1_000_000;
 
 impl Device {
     /// Takes up to `max` completions; if there is none, does the device's work once and looks again.
-    pub(crate) fn poll(&self, cq: &CompletionQueue, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
+    pub(crate) fn poll(
+        &self,
+        cq: &CompletionQueue,
+        max: usize,
+        mut take: impl FnMut(usize, &Entry),
+    ) -> usize {
         let n = cq.poll(max, &mut take);
         if n > 0 {
             return n;
@@ -96,7 +101,8 @@ impl Device {
         let before = scratch.idle_polls;
         let passed = |every: u32, after: u32| before / every != after / every;
         let all_local = self.remote_peers.load(Ordering::Relaxed) == 0;
-        let look = if all_local { before % LOCAL_SOCKET_EVERY == LOCAL_SOCKET_EVERY - 1 } else { !cq.just_armed() };
+        let look =
+            if all_local { before % LOCAL_SOCKET_EVERY == LOCAL_SOCKET_EVERY - 1 } else { !cq.just_armed() };
         scratch.idle_polls = before.wrapping_add(if look && !all_local { SOCKET_POLL } else { 1 });
         let mut worked = false;
         if !scratch.held.is_empty() && (!all_local || before >= LOCAL_HOLD) {

@@ -68,7 +68,8 @@ impl Sending {
             self.0.store(SENDING, Ordering::Relaxed);
             return true;
         }
-        let called = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| (s != IDLE).then_some(CALLED));
+        let called =
+            self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |s| (s != IDLE).then_some(CALLED));
         if called.is_ok() {
             return false;
         }
@@ -207,7 +208,13 @@ impl Host for QpHost<'_> {
         }
     }
 
-    fn check_remote(&mut self, rkey: u32, va: u64, length: u32, access: RemoteAccess) -> Result<(), RemoteError> {
+    fn check_remote(
+        &mut self,
+        rkey: u32,
+        va: u64,
+        length: u32,
+        access: RemoteAccess,
+    ) -> Result<(), RemoteError> {
         self.device.memory.check_remote(self.qp.accessor(), rkey, va, length, access)
     }
 

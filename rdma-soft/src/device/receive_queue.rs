@@ -166,7 +166,11 @@ impl SharedReceiveQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, wr_id: u64, sges: impl ExactSizeIterator<Item = Sge>) -> Result<(), ReceiveError> {
+    pub(crate) fn push(
+        &self,
+        wr_id: u64,
+        sges: impl ExactSizeIterator<Item = Sge>,
+    ) -> Result<(), ReceiveError> {
         self.lock().ring.push(wr_id, sges)
     }
 

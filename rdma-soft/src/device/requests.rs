@@ -152,11 +152,13 @@ impl Device {
         Ok(())
     }
 
-    /// What a reset forgets beside the state machine.
+    /// What a reset forgets beside the state machine, completions that were not polled yet among it.
     fn forget(&self, qp: &QueuePair, inner: &mut Inner) {
         self.count_remote(qp, inner.peer.as_deref(), None);
         inner.peer = None;
         inner.receive.ring.clear();
+        qp.send_cq.purge(qp.qp_num);
+        qp.recv_cq.purge(qp.qp_num);
     }
 
     /// Counts connections to other processes, as their packets come through the socket.
