@@ -77,6 +77,7 @@ impl<T: Connected, S: CanSend> QueuePair<T, S> {
         let code = unsafe { verbs_sys::inline::ibv_bind_mw(inner.ptr.as_ptr(), mw, &raw mut bind) };
         if code != 0 {
             inner.send_cq.return_credits(1);
+            post.cursor = free.index;
             drop(queue.retract(free.index, true));
             return Err(Error::verb("ibv_bind_mw", crate::error::from_return(code)));
         }

@@ -165,7 +165,7 @@ impl QpInner {
         }
         self.send_cq.return_credits(link.credits);
         (post.unsignaled, post.reserved) = link.before;
-        let taken = take_back(&self.sq, link.slot, owned);
+        let taken = take_back(&self.sq, post, link.slot, owned);
         if !matches!(payload.data, Data::Inline(_)) {
             *payload = taken;
         }

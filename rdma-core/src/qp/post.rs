@@ -13,7 +13,7 @@ use super::refusal::{PostError, PostErrorKind, Refusal};
 use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::Opcode;
-use crate::inflight::{Held, Keep, Meta, SlotPayload, WorkQueue};
+use crate::inflight::{Held, Keep, Meta, PostState, SlotPayload, WorkQueue};
 use crate::mr::{Buffer, RemoteSlice};
 
 /// A scatter/gather list as the verb takes it.
@@ -323,7 +323,7 @@ impl QpInner {
             } else {
                 self.send_cq.return_credits(1);
             }
-            *buffer = take_back_buffer(queue, free.index, owned);
+            *buffer = take_back_buffer(queue, post, free.index, owned);
             return Err(Refusal::from_code(code));
         }
         post.seq = post.seq.wrapping_add(1);
@@ -364,7 +364,9 @@ pub(super) unsafe fn fill(payload: *mut SlotPayload, meta: Meta) {
 }
 
 /// What a slot held, after its post failed.
-pub(super) fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payload<'d> {
+pub(super) fn take_back<'d>(queue: &WorkQueue, post: &mut PostState, slot: u32, owned: bool) -> Payload<'d> {
+    // The ring goes on where it was, or what is in flight would no longer be in its order.
+    post.cursor = slot;
     let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
     let mut held = taken.held;
     let data = match held.len() {
@@ -377,6 +379,11 @@ pub(super) fn take_back<'d>(queue: &WorkQueue, slot: u32, owned: bool) -> Payloa
 
 /// As `take_back`, of a slot with one buffer.
 #[cold]
-pub(super) fn take_back_buffer(queue: &WorkQueue, slot: u32, owned: bool) -> Option<Buffer> {
-    take_back(queue, slot, owned).into_buffers().next()
+pub(super) fn take_back_buffer(
+    queue: &WorkQueue,
+    post: &mut PostState,
+    slot: u32,
+    owned: bool,
+) -> Option<Buffer> {
+    take_back(queue, post, slot, owned).into_buffers().next()
 }

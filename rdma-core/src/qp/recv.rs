@@ -135,7 +135,7 @@ unsafe fn post_recv_buffer(
         if let Kind::Recv(cq) = &queue.kind {
             cq.return_credits(1);
         }
-        *buffer = take_back_buffer(queue, free.index, owned);
+        *buffer = take_back_buffer(queue, post, free.index, owned);
         return Err(Refusal::from_code(code));
     }
     Ok(free.index)
@@ -201,7 +201,7 @@ pub(crate) unsafe fn post_recv(
         if let Kind::Recv(cq) = &queue.kind {
             cq.return_credits(1);
         }
-        request.payload = take_back(queue, slot, owned);
+        request.payload = take_back(queue, post, slot, owned);
         refused(target.verb(), code)
     };
     drop(guard);

@@ -1,0 +1,178 @@
+//! The safety bar on a device that misbehaves.
+
+#![cfg(feature = "test-providers")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use rdma_core::qp::state::Rts;
+use rdma_core::qp::transport::Rc;
+use rdma_core::{
+    CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, Error, ProtectionDomain,
+    QueuePair, RecvRequest, WorkRequest,
+};
+use verbs_sys::evil::{self, Evil, Slot};
+use verbs_sys::{ibv_port_state, ibv_wc_opcode, ibv_wc_status};
+
+struct Rig {
+    evil: &'static Evil,
+    context: Context,
+    pd: ProtectionDomain,
+    cq: CompletionQueue,
+    qp: QueuePair<Rc, Rts>,
+}
+
+fn rig() -> Rig {
+    let evil = evil::device();
+    let context = Device::evil(evil.name()).unwrap().open().unwrap();
+    let pd = context.protection_domain().unwrap();
+    let cq = context.completion_queue(16).build().unwrap();
+    let qp = pd.queue_pair::<Rc>(&cq, &cq).max_send(4).max_recv(4).build().unwrap();
+    let local = qp.endpoint(&EndpointOptions::default()).unwrap();
+    let qp = qp.connect(&local, &local, &ConnectOptions::default()).unwrap();
+    Rig { evil, context, pd, cq, qp }
+}
+
+impl Rig {
+    fn buffer(&self) -> rdma_core::Buffer {
+        self.pd.allocate(64).unwrap().into_buffer()
+    }
+}
+
+/// Point 3: values that no header names come through as themselves.
+#[test]
+fn unknown_enum_values_are_values() {
+    let rig = rig();
+    rig.evil.completion.tell(|wc| {
+        wc.status = ibv_wc_status(99);
+        wc.opcode = ibv_wc_opcode(12345);
+    });
+    rig.qp.post_send(rig.buffer()).unwrap();
+    let mut completions = Completions::new();
+    let mut polled = rig.cq.poll(&mut completions).unwrap();
+    let mut completion = polled.next().unwrap();
+    let error = completion.result().unwrap_err();
+    assert_eq!(error.status().code(), 99);
+    assert!(error.to_string().contains("99"), "{error}");
+    assert!(completion.take_buffer().is_some());
+    rig.evil.port.tell(|port| port.state = ibv_port_state(77));
+    assert_eq!(rig.context.port(1).unwrap().state, rdma_core::PortState::Unknown(77));
+}
+
+/// Point 4: what the provider lacks is an error that names it.
+#[test]
+fn missing_slots_are_errors() {
+    let evil = evil::device();
+    for slot in [Slot::PollCq, Slot::PostSend, Slot::PostRecv, Slot::AllocMw, Slot::ReqNotifyCq] {
+        evil.remove(slot);
+    }
+    let context = Device::evil(evil.name()).unwrap().open().unwrap();
+    let pd = context.protection_domain().unwrap();
+    let cq = context.completion_queue(16).build().unwrap();
+    assert!(cq.poll(&mut Completions::new()).is_err());
+    assert!(cq.dispatch().is_err());
+    assert!(matches!(cq.arm(rdma_core::Notify::Any), Err(Error::Unsupported { verb: "ibv_req_notify_cq" })));
+    let window = pd.memory_window(rdma_core::WindowType::Two);
+    assert!(matches!(window, Err(Error::Unsupported { verb: "ibv_alloc_mw" })), "{window:?}");
+    let qp = pd.queue_pair::<Rc>(&cq, &cq).build().unwrap();
+    let local = qp.endpoint(&EndpointOptions::default()).unwrap();
+    let qp = qp.connect(&local, &local, &ConnectOptions::default()).unwrap();
+    let refused = qp.post_send(pd.allocate(8).unwrap().into_buffer()).unwrap_err();
+    assert_eq!(refused.request.into_payload().into_buffers().count(), 1);
+    let refused = qp.post_recv(pd.allocate(8).unwrap().into_buffer()).unwrap_err();
+    assert_eq!(refused.request.into_payload().into_buffers().count(), 1);
+    assert_eq!(cq.credits_in_use(), 0);
+}
+
+/// Point 6: memory whose deregistration fails is leaked, and said to be.
+#[test]
+fn failed_deregistration_leaks() {
+    let rig = rig();
+    let before = rdma_core::leaks();
+    rig.evil.dereg_mr.fail(libc::EBUSY);
+    drop(rig.buffer());
+    assert!(rdma_core::leaks() > before);
+    rig.evil.dereg_mr.work();
+}
+
+/// Point 7: a poll that fails frees nothing.
+#[test]
+fn failed_polls_are_errors() {
+    let rig = rig();
+    let operation = rig.qp.start_send(rig.buffer()).unwrap();
+    rig.evil.poll_cq.fail(libc::EIO);
+    let mut completions = Completions::new();
+    assert!(rig.cq.poll(&mut completions).is_err());
+    let (error, operation) = operation.wait(Duration::ZERO).unwrap_err();
+    assert!(matches!(error, Error::Poll(_)), "{error}");
+    rig.evil.poll_cq.work();
+    rig.evil.poll_count.tell(|n| *n = 1000);
+    assert!(rig.cq.poll(&mut completions).is_err());
+    rig.evil.poll_count.stop();
+    assert_eq!(rig.cq.credits_in_use(), 1);
+    drop(operation);
+}
+
+/// Point 12: completions that come twice, or from nowhere, are counted and dropped.
+#[test]
+fn stray_and_repeated_completions() {
+    let rig = rig();
+    let mut completions = Completions::new();
+    for round in 1..10 {
+        rig.evil.repeat(1);
+        rig.qp.post_send(WorkRequest::send(rig.buffer()).id(round)).unwrap();
+        let ids: Vec<u64> = rig.cq.poll(&mut completions).unwrap().map(|c| c.id()).collect();
+        assert_eq!(ids, [round]);
+        let more = rig.cq.poll(&mut completions).unwrap().len();
+        assert_eq!(more, 0);
+    }
+    assert!(rig.cq.stray_completions() > 0);
+    // Each `wr_id` that a queue, slot or generation could have, and many that none has.
+    rig.qp.post_recv(RecvRequest::new(rig.buffer()).id(77)).unwrap();
+    rig.evil.replay();
+    let _ = rig.cq.poll(&mut completions).unwrap().len();
+    assert_eq!(rig.qp.recv_queue().in_flight(), 1);
+    drop(rig);
+}
+
+/// A post that fails gives everything back, whatever it says.
+#[test]
+fn failed_posts_give_the_request_back() {
+    let rig = rig();
+    for errno in [libc::EINVAL, libc::EIO, 12345] {
+        rig.evil.post_send.fail_times(1, errno);
+        let refused = rig.qp.post_send(rig.buffer()).unwrap_err();
+        assert!(refused.to_string().contains("ibv_post_send"), "{refused}");
+        assert_eq!(refused.request.into_payload().into_buffers().count(), 1);
+    }
+    // ENOMEM is back-pressure, never an error of its own.
+    rig.evil.post_send.fail_times(1, libc::ENOMEM);
+    let refused = rig.qp.post_send(rig.buffer()).unwrap_err();
+    assert_eq!(refused.kind, rdma_core::PostErrorKind::QueueFull);
+    assert_eq!(rig.cq.credits_in_use(), 0);
+    // A chain that breaks in the middle.
+    rig.evil.post_send.fail_after(2, libc::EINVAL);
+    let mut batch: Vec<_> = (0..4).map(|id| WorkRequest::send(rig.buffer()).id(id).unsignaled()).collect();
+    assert!(rig.qp.post_batch(&mut batch).is_err());
+    assert_eq!(batch.len(), 2);
+    rig.evil.post_send.work();
+    rig.qp.post_send(WorkRequest::send(rig.buffer()).id(9)).unwrap();
+    let mut completions = Completions::new();
+    let ids: Vec<u64> = rig.cq.poll(&mut completions).unwrap().map(|c| c.id()).collect();
+    assert_eq!(ids, [0, 1, 9]);
+    assert_eq!(rig.cq.credits_in_use(), 0);
+}
+
+/// A destroy that fails leaks the pair, its slots and their buffers.
+#[test]
+fn failed_destroy_leaks_what_is_posted() {
+    let rig = rig();
+    let before = rdma_core::leaks();
+    rig.qp.post_recv(rig.buffer()).unwrap();
+    rig.evil.destroy_qp.fail(libc::EBUSY);
+    let (evil, calls) = (rig.evil, rig.evil.dereg_mr.calls());
+    drop(rig);
+    assert!(rdma_core::leaks() > before);
+    assert_eq!(evil.dereg_mr.calls(), calls, "the posted buffer is still registered");
+}
