@@ -4,6 +4,7 @@
 //! Nothing here is part of the library's interface; the crates to use are `rdma_core` and
 //! `rdma_async`.
 
+pub mod bandwidth;
 pub mod baseline;
 pub mod cli;
 pub mod latency;
