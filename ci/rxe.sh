@@ -27,7 +27,7 @@ fi
 prepare() {
   case $1 in
     suite)
-      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json |
+      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json-render-diagnostics |
         jq -r 'select(.reason == "compiler-artifact" and .executable != null and (.target.kind | index("test"))) | [.target.name, .executable] | @tsv' \
           >"$2/tests.list"
       [ -s "$2/tests.list" ] || { echo "error: tests/ has no integration test" >&2; return 1; }
@@ -37,6 +37,10 @@ prepare() {
       while read -r name arguments; do
         [ -z "$name" ] || printf '%s %s %s\n' "$name" "$target/release/examples/$name" "$arguments"
       done < <(grep -v '^#' ci/rxe/examples.list) >"$2/examples.list"
+      ;;
+    interop)
+      cargo build --release --locked --bin rdma-interop
+      printf '%s\n' "$target/release/rdma-interop" >"$2/program"
       ;;
   esac
 }

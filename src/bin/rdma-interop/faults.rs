@@ -131,7 +131,9 @@ impl Session {
             let finished = operation.wait(self.limit).map_err(|(error, _)| error)?;
             match finished.result() {
                 Err(error) if error.status().name() == expected => {}
-                Err(error) => return Err(format!("the receive: {} instead of {expected:?}", error.status()).into()),
+                Err(error) => {
+                    return Err(format!("the receive: {} instead of {expected:?}", error.status()).into());
+                }
                 Ok(_) => return Err("the receive succeeded".into()),
             }
         }

@@ -117,7 +117,7 @@ impl Session {
 
 /// What a message of `size` bytes contains.
 pub(crate) fn pattern(size: usize) -> Vec<u8> {
-    (0..size).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ size) as u8).collect()
+    (0..size).map(|i| (i.wrapping_mul(31) ^ (i >> 8) ^ size).to_le_bytes()[0]).collect()
 }
 
 /// Compares and says where the first difference is.

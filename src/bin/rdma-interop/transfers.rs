@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use rdma_core::qp::transport::{Connected, Rc, RdmaWrite, Ud, UdInit, UdRtr, UdRts};
 use rdma_core::{
-    AddressVector, Buffer, ConnectOptions, EndpointOptions, GlobalRoute, RecvRequest, RemoteAccess, RemoteSlice,
-    SharedRegion, WorkRequest,
+    AddressVector, Buffer, ConnectOptions, EndpointOptions, GlobalRoute, RecvRequest, RemoteAccess,
+    RemoteSlice, SharedRegion, WorkRequest,
 };
 
 use crate::Fallible;
