@@ -211,15 +211,23 @@ pub unsafe extern "C" fn ibv_is_fork_initialized() -> ibv_fork_status {
     }
 }
 
-/// Only kernel devices can be imported: they have a command file descriptor to share.
+/// Only kernel devices can be imported: their command file descriptor is that of a character device.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ibv_import_device(cmd_fd: c_int) -> *mut ibv_context {
     match system().and_then(|verbs| verbs.ibv_import_device) {
         // SAFETY: the caller's descriptor.
-        Some(verb) => unsafe { verb(cmd_fd) },
-        None => {
+        Some(verb) if is_character_device(cmd_fd) => unsafe { verb(cmd_fd) },
+        _ => {
             set_errno(libc::EOPNOTSUPP);
             ptr::null_mut()
         }
     }
+}
+
+fn is_character_device(fd: c_int) -> bool {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: any descriptor may be asked about; the output is valid for writes.
+    let result = unsafe { libc::fstat(fd, stat.as_mut_ptr()) };
+    // SAFETY: integers, zeroed or written by the call.
+    result == 0 && unsafe { stat.assume_init() }.st_mode & libc::S_IFMT == libc::S_IFCHR
 }
