@@ -1,5 +1,9 @@
 //! Futures dropped at any point: no message lost or doubled, no byte changed in a buffer that was handed on, no buffer lost.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and its numbers are small"
+)]
 
 mod common;
 

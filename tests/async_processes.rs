@@ -70,11 +70,13 @@ async fn serve(role: &str) {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         },
-        "echo" => while let Ok(message) = connection.recv().await {
-            if connection.send(message).await.0.is_err() {
-                return;
+        "echo" => {
+            while let Ok(message) = connection.recv().await {
+                if connection.send(message).await.0.is_err() {
+                    return;
+                }
             }
-        },
+        }
         "listen" => while connection.recv().await.is_ok() {},
         role => panic!("no role {role}"),
     }
@@ -130,7 +132,9 @@ async fn a_server_killed_under_load(mode: WaitMode) {
     peer.kill();
     let start = Instant::now();
     let mut total = 0;
-    while let Some(done) = tokio::time::timeout(Duration::from_secs(20), tasks.join_next()).await.expect("an operation hangs") {
+    while let Some(done) =
+        tokio::time::timeout(Duration::from_secs(20), tasks.join_next()).await.expect("an operation hangs")
+    {
         let (round_trips, error) = done.unwrap();
         assert!(matches!(error, OperationError::Ended(_) | OperationError::Completion(_)), "{error}");
         total += round_trips;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    io,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,6 +12,7 @@ use rdma_core::{CompletionChannel, Context, Error};
 use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
 use crate::{
+    fd,
     queue::{CompletionQueue, Shared},
     trace,
     wait::WaitMode,
@@ -39,11 +39,7 @@ impl Driver {
     /// What the verbs say, or the runtime to the channel's file descriptor.
     pub(crate) fn spawn(context: &Context) -> Result<Arc<Driver>, Error> {
         let channel = context.completion_channel()?;
-        let fd = AsyncFd::new(channel.clone()).map_err(|source| Error::Verb {
-            verb: "epoll_ctl",
-            source,
-            advice: String::new(),
-        })?;
+        let fd = fd::register(channel.clone())?;
         let queues = Arc::new(Queues::default());
         let task = tokio::spawn(serve(fd, Arc::clone(&queues))).abort_handle();
         Ok(Arc::new(Driver { context: context.clone(), channel, queues, next: AtomicU64::new(0), task }))

@@ -1,5 +1,57 @@
 //! Futures over RDMA completion queues for tokio: safe to cancel, free of allocation.
-#![forbid(unsafe_code)]
+//!
+//! ```
+//! use rdma_async::{Config, Domain, Listener, connect};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> { ping_pong() }
+//! # #[tokio::main(flavor = "current_thread")]
+//! async fn ping_pong() -> Result<(), Box<dyn std::error::Error>> {
+//!     let domain = Domain::open(None)?; // hardware, the kernel's Soft-RoCE, or the built-in device
+//!     let config = Config::rc();
+//!     let listener = Listener::bind("127.0.0.1:0", &domain, &config).await?;
+//!     let address = listener.local_addr();
+//!
+//!     tokio::spawn(async move {
+//!         let peer = listener.accept().await.expect("a client");
+//!         while let Ok(message) = peer.recv().await {
+//!             let _ = peer.send(message).await; // sent from where it was received
+//!         }
+//!     });
+//!
+//!     let peer = connect(address, &domain, &config).await?;
+//!     let mut buffer = peer.pool().acquire().await;
+//!     buffer.set_len(4);
+//!     buffer.copy_from_slice(b"ping");
+//!     let (result, _buffer) = peer.send(buffer).await;
+//!     result?;
+//!     assert_eq!(&peer.recv().await?[..], b"ping");
+//!     peer.close().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Map
+//!
+//! | to | see |
+//! |---|---|
+//! | open a device | [`Domain`] |
+//! | connect two processes | [`Listener`], [`connect`], [`connect_over`], [`Config`] |
+//! | send, receive, write, read | [`Connection`], [`Message`], [`Source`] |
+//! | get registered memory | [`BufferPool`], [`Connection::pool`] |
+//! | choose between latency and processor time | [`WaitMode`], [`CompletionQueue`] |
+//! | know why something failed | [`OperationError`], [`Ended`], [`ConnectError`] |
+//! | exchange other data between peers | [`exchange`] |
+//!
+//! # Cancelling
+//!
+//! Every future can be dropped at any point. Memory that the device may touch belongs to the library until the device is done with
+//! it; then it goes back to its pool, or is freed. Forgetting anything is sound.
+//!
+//! # Threads
+//!
+//! Futures are `Send` and work on current-thread and multi-thread runtimes. A future looks at its completion queue itself, and
+//! spins as its [`WaitMode`] says; only a future that sleeps needs the runtime's I/O driver, and the domain's task.
+#![deny(unsafe_code)]
 
 mod connection;
 mod counters;
@@ -7,6 +59,7 @@ mod domain;
 mod driver;
 mod error;
 pub mod exchange;
+mod fd;
 mod message;
 mod pool;
 mod queue;

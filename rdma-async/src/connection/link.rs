@@ -152,6 +152,7 @@ impl<T: Connected> Link<T> {
         }
     }
 
+    #[expect(clippy::result_large_err, reason = "the error gives the request back")]
     fn start_send(&self, request: WorkRequest<'static, T>) -> Result<Operation, Refused<T>> {
         match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
             None => Err((self.gone(), request)),

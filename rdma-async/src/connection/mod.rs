@@ -30,7 +30,7 @@ use crate::{
     message::Message,
     pool::BufferPool,
     queue::CompletionQueue,
-    source::{Source, Target, prepare, sealed::Source as _},
+    source::{Source, Target, prepare},
 };
 
 /// A reliable connection.
