@@ -234,7 +234,7 @@ async fn many_connections_one_after_the_other_leave_nothing_behind() {
         let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
         let (a, b) = (a.unwrap(), b.unwrap());
         greet(&a, &b).await;
-        if i % 3 == 0 {
+        if i.is_multiple_of(3) {
             drop((a, b));
         } else {
             a.close().await.unwrap();
