@@ -68,11 +68,13 @@ pub(crate) fn check_mapped(address: usize, len: usize, write: bool) -> Result<()
     }
     // The rights are those of a mapping, and a region rarely spans two: its ends tell.
     let advice = if write { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
-    for place in [first, (end - 1) & !(page - 1)] {
+    let populate = |place: usize, len: usize| {
         // SAFETY: faults the page in as an access would; contents and mappings stay as they are.
-        let rc = unsafe { libc::madvise(std::ptr::without_provenance_mut(place), page, advice) };
-        // Kernels before 5.14 know no such advice; then an access finds out.
-        if rc != 0 && io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL) {
+        unsafe { libc::madvise(std::ptr::without_provenance_mut(place), len, advice) == 0 }
+    };
+    for place in [first, (end - 1) & !(page - 1)] {
+        // Kernels before 5.14 refuse the advice for no bytes as well; then an access finds out.
+        if !populate(place, page) && populate(place, 0) {
             return Err(libc::EFAULT);
         }
     }

@@ -1,6 +1,11 @@
 //! Reliable connections through the C interface, in one process and between two.
 
-#![allow(clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block, clippy::cast_possible_truncation, reason = "a test that does as a C program would")]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::cast_possible_truncation,
+    reason = "a test that does as a C program would"
+)]
 
 mod common;
 

@@ -3,7 +3,8 @@
 mod sim;
 
 use rdma_soft::proto::{
-    Attributes, BindRequest, Event, PathMtu, QpAccess, SendFlags, SendOperation, Sge, State, Status,
+    Acks, Attributes, BindRequest, Event, MAX_PACKET_LEN, PathMtu, QpAccess, SendFlags, SendOperation, Sge,
+    State, Status,
 };
 use sim::{Pair, PairConfig, Rights, compare_swap, fetch_add, read_from, with_buffers, write_to};
 
@@ -283,4 +284,28 @@ fn a_held_acknowledgement_survives_the_error_state() {
     pair.hold_acks = false;
     pair.drive();
     assert_eq!(pair.client.sent(), [(1, OK)]);
+}
+
+/// The program was told that the queue pair failed, and withdraws its memory: what the peer had asked for is neither
+/// read nor an error any more.
+#[test]
+fn a_failed_queue_pair_answers_no_reads() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 60_000);
+    pair.client.post(1, read_from(target), &[source]);
+    pair.transmit();
+    let request = pair.links[0].receive(u64::MAX).expect("sent");
+    pair.inject(true, &request);
+    pair.server.post(9, write_to(target), &[Sge { lkey: 1, ..target }]);
+    let mut buffer = vec![0; MAX_PACKET_LEN];
+    let mut responses = 0;
+    let side = &mut pair.server;
+    while side.qp.poll_transmit(pair.now, &mut side.host, Acks::Flush, &mut buffer).is_some() {
+        responses += 1;
+        if side.qp.state() == State::Err {
+            side.host.regions.clear();
+        }
+    }
+    assert!(responses <= 2, "{responses} of 59 responses");
+    assert_eq!(side.sent(), [(9, Status::LocalProtection)]);
+    assert_eq!(side.host.events, []);
 }

@@ -396,6 +396,7 @@ fn an_rnr_nak_leaves_nothing_behind() {
         ..write(Opcode::RC_WRITE_ONLY_WITH_IMMEDIATE, offset, target, 4, &[1; 4])
     };
     for _ in 0..3 {
+        pair.now = pair.now + std::time::Duration::from_millis(1);
         send(&mut pair, true, &immediate(0));
         assert!(pair.server_nak().is_some_and(|syndrome| syndrome.as_rnr_nak().is_some()));
         assert_eq!(pair.server.host.bytes(target), [0; 64], "nothing is written before there is a receive");
@@ -429,6 +430,37 @@ fn an_invalidation_by_a_stranger_is_refused() {
     send(&mut pair, true, &packet);
     is_refused(&mut pair, NakCode::INVALID_REQUEST, target);
     assert_eq!(pair.server.received(), [(7, Status::RemoteInvalidRequest)]);
+}
+
+/// A sender that does not wait as it was told is not answered packet by packet.
+#[test]
+fn a_flood_without_a_receive_is_answered_now_and_then() {
+    let (mut pair, ..) = with_buffers(&PairConfig::rc(), 64);
+    for _ in 0..1000 {
+        pair.now = pair.now + std::time::Duration::from_micros(1);
+        send(&mut pair, true, &PacketRepr::new(bth(Opcode::RC_SEND_ONLY, 0), &[1; 16]));
+        pair.transmit();
+    }
+    assert_eq!(pair.links[1].sent, 10, "once per 100 us");
+    assert_eq!(pair.server.host.counter(Counter::RnrNakSent), 10);
+    assert_eq!(pair.server.host.counter(Counter::DropNoReceive), 990);
+}
+
+/// A packet with a PSN of its sender's fancy does not make the peer send its flight again.
+#[test]
+fn a_stray_packet_far_ahead_is_dropped() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 40 * 1024);
+    pair.client.post(1, write_to(target), &[source]);
+    pair.transmit();
+    send(&mut pair, true, &PacketRepr::new(bth(Opcode::RC_SEND_ONLY, 0x40_0000), &[]));
+    assert_eq!(pair.server.host.counter(Counter::DropPsn), 1);
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(1, Status::Success)]);
+    assert_eq!(pair.client.host.counter(Counter::Retransmitted), 0);
+    // The most that is believed.
+    send(&mut pair, true, &PacketRepr::new(bth(Opcode::RC_SEND_ONLY, 40 + (1 << 20)), &[]));
+    let nak = pair.server_nak().and_then(|syndrome| syndrome.as_nak());
+    assert_eq!(nak, Some(NakCode::PSN_SEQUENCE));
 }
 
 /// Nothing that arrives makes a queue pair send more than a bounded number of packets.

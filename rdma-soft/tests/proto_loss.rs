@@ -52,7 +52,7 @@ fn thirty_percent_loss_completes_or_fails_cleanly() {
 fn matrix_keeps_every_promise() {
     let mut cells_run = 0;
     for (seed, loss) in [(1, 0), (2, 1), (3, 5), (4, 10), (5, 30)] {
-        for faults in [Faults::None, Faults::All] {
+        for faults in [Faults::None, Faults::All, Faults::Batch, Faults::AllBatch] {
             for op in Op::ALL {
                 for cell in cells(op, loss, faults, seed).into_iter().filter(|cell| cell.size <= 65536) {
                     let outcome = run(&cell).unwrap_or_else(|error| panic!("{faults:?} {cell:?}: {error}"));

@@ -4,7 +4,7 @@
 
 mod sim;
 
-use rdma_soft::proto::{Attributes, Counter, PathMtu, SendOperation, State, Status};
+use rdma_soft::proto::{Acks, Attributes, Counter, MAX_PACKET_LEN, PathMtu, SendOperation, State, Status};
 use rdma_soft::wire::{AethRepr, BthRepr, NakCode, Opcode, PacketRepr, Psn, RnrTimer, Syndrome};
 use sim::{LinkConfig, Pair, PairConfig, Rights, fetch_add, pattern, read_from, with_buffers, write_to};
 
@@ -191,6 +191,142 @@ fn rnr_retries_run_out() {
     assert_eq!(pair.server.qp.state(), State::Rts, "the responder is not at fault");
 }
 
+/// A packet that acknowledges, and one that refuses, up to the PSN at `offset`.
+fn acknowledge(syndrome: Syndrome, offset: u32) -> Vec<u8> {
+    let bth = BthRepr::new(Opcode::RC_ACKNOWLEDGE, 17, Psn::new(0xff_fff0) + offset);
+    let mut bytes = vec![0; 20];
+    let aeth = AethRepr { syndrome, msn: 0 };
+    PacketRepr { aeth: Some(aeth), ..PacketRepr::new(bth, &[]) }.emit(&mut bytes).expect("room");
+    bytes
+}
+
+/// An acknowledgement that overtakes the RNR NAK before it ends the wait.
+#[test]
+fn progress_ends_an_rnr_wait() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 64);
+    pair.client.post(1, SendOperation::Send, &[source]);
+    pair.client.post(2, write_to(target), &[source]);
+    pair.transmit();
+    pair.inject(false, &acknowledge(Syndrome::rnr_nak(RnrTimer::new(0)), 0));
+    pair.inject(false, &acknowledge(Syndrome::ACK, 1));
+    assert_eq!(pair.client.sent(), [(1, OK), (2, OK)]);
+    assert_eq!(pair.client.qp.poll_timeout(), None, "an empty queue has no timer");
+    pair.client.post(3, write_to(target), &[source]);
+    let before = pair.links[0].sent;
+    pair.transmit();
+    assert_eq!(pair.links[0].sent, before + 1, "a new request waits for nobody's receive");
+}
+
+/// Copies of an RNR NAK that come before the request is sent again are of no account.
+#[test]
+fn a_late_copy_of_an_rnr_nak_costs_no_retry() {
+    let config = with_attributes(|attributes| attributes.rnr_retry = 1);
+    let (mut pair, source, target) = with_buffers(&config, 64);
+    pair.client.post(1, SendOperation::Send, &[source]);
+    pair.transmit();
+    let nak = acknowledge(Syndrome::rnr_nak(RnrTimer::new(1)), 0);
+    for _ in 0..3 {
+        pair.inject(false, &nak);
+        pair.inject(false, &nak);
+        pair.now = pair.client.qp.poll_timeout().expect("waits");
+        pair.client.qp.handle_timeout(pair.now, &mut pair.client.host);
+    }
+    assert_eq!(pair.client.sent(), []);
+    pair.server.host.post_receive(1, &[target]);
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(1, OK)]);
+}
+
+/// A late duplicate of an answered READ and the next READ, taken before anything is answered.
+#[test]
+fn a_duplicate_of_an_answered_read_takes_no_room() {
+    for depth in [1u8, 4] {
+        let config = with_attributes(|attributes| {
+            attributes.max_rd_atomic = depth;
+            attributes.max_dest_rd_atomic = depth;
+        });
+        let (mut pair, source, target) = with_buffers(&config, 64);
+        let mut requests = vec![];
+        for id in 0..=u64::from(depth) {
+            pair.client.post(id, read_from(target), &[source]);
+            pair.transmit();
+            requests.extend(pair.links[0].receive(u64::MAX));
+        }
+        assert_eq!(requests.len(), usize::from(depth), "the last waits");
+        for request in &requests {
+            pair.inject(true, request);
+        }
+        pair.transmit();
+        while let Some(response) = pair.links[1].receive(u64::MAX) {
+            pair.inject(false, &response);
+        }
+        assert_eq!(pair.client.sent().len(), usize::from(depth));
+        // The network repeats the first request; the last arrives with it.
+        pair.inject(true, &requests[0]);
+        pair.transmit();
+        let last = pair.links[0].receive(u64::MAX).expect("sent");
+        pair.inject(true, &requests[0]);
+        pair.inject(true, &last);
+        pair.drive();
+        assert_eq!(pair.client.sent(), [(u64::from(depth), OK)], "depth {depth}");
+        assert_eq!(pair.server.qp.state(), State::Rts);
+    }
+}
+
+/// Nothing is lost or repeated by the network: the answer is slow, the READ is probed, and the server takes the probe
+/// and the next READ together.
+#[test]
+fn a_probed_read_does_not_refuse_the_next() {
+    let config = with_attributes(|attributes| {
+        attributes.max_rd_atomic = 1;
+        attributes.max_dest_rd_atomic = 1;
+    });
+    let (mut pair, source, target) = with_buffers(&config, 64);
+    let mut buffer = vec![0; MAX_PACKET_LEN];
+    let mut poll = |pair: &mut Pair, client: bool| {
+        let side = if client { &mut pair.client } else { &mut pair.server };
+        let sent = side.qp.poll_transmit(pair.now, &mut side.host, Acks::Flush, &mut buffer)?;
+        Some(buffer[..sent.len + 4].to_vec())
+    };
+    pair.client.post(1, read_from(target), &[source]);
+    pair.client.post(2, read_from(target), &[source]);
+    let first = poll(&mut pair, true).expect("READ 1");
+    pair.now = pair.client.qp.poll_timeout().expect("probe");
+    pair.client.qp.handle_timeout(pair.now, &mut pair.client.host);
+    let probe = poll(&mut pair, true).expect("READ 1 again");
+    assert_eq!(first, probe);
+    pair.inject(true, &first);
+    let answer = poll(&mut pair, false).expect("response 1");
+    pair.inject(false, &answer);
+    assert_eq!(pair.client.sent(), [(1, OK)]);
+    let second = poll(&mut pair, true).expect("READ 2");
+    pair.inject(true, &probe);
+    pair.inject(true, &second);
+    while let Some(bytes) = poll(&mut pair, false) {
+        pair.inject(false, &bytes);
+    }
+    assert_eq!(pair.client.sent(), [(2, OK)]);
+    assert_eq!(pair.server.qp.state(), State::Rts);
+}
+
+/// The memory of an answered READ may be withdrawn; a late copy of the request is no access error.
+#[test]
+fn a_duplicate_of_a_read_of_withdrawn_memory_is_dropped() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 64);
+    pair.client.post(1, read_from(target), &[source]);
+    pair.transmit();
+    let request = pair.links[0].receive(u64::MAX).expect("sent");
+    pair.inject(true, &request);
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(1, OK)]);
+    pair.server.host.regions.clear();
+    pair.inject(true, &request);
+    pair.transmit();
+    assert_eq!(pair.server.qp.state(), State::Rts);
+    assert_eq!(pair.server.host.events, []);
+    assert_eq!(pair.server.host.counter(Counter::DropForgotten), 1);
+}
+
 /// A copy of a NAK, or one that comes late, does not send the flight again.
 #[test]
 fn a_stray_nak_is_obeyed_once() {
@@ -198,13 +334,7 @@ fn a_stray_nak_is_obeyed_once() {
     pair.client.post(1, write_to(target), &[source]);
     pair.transmit();
     let sent = pair.links[0].sent;
-    let nak = |offset: u32| {
-        let bth = BthRepr::new(Opcode::RC_ACKNOWLEDGE, 17, Psn::new(0xff_fff0) + offset);
-        let aeth = AethRepr { syndrome: Syndrome::nak(NakCode::PSN_SEQUENCE), msn: 0 };
-        let mut bytes = vec![0; 20];
-        PacketRepr { aeth: Some(aeth), ..PacketRepr::new(bth, &[]) }.emit(&mut bytes).expect("room");
-        bytes
-    };
+    let nak = |offset| acknowledge(Syndrome::nak(NakCode::PSN_SEQUENCE), offset);
     for _ in 0..10 {
         pair.inject(false, &nak(5));
         pair.transmit();

@@ -287,7 +287,15 @@ impl End {
         self.post(wr_id, ibv_wr_opcode::IBV_WR_SEND, offset, len, |_| ())
     }
 
-    pub fn rdma(&self, opcode: ibv_wr_opcode, wr_id: u64, offset: usize, len: usize, to: Address, at: usize) -> i32 {
+    pub fn rdma(
+        &self,
+        opcode: ibv_wr_opcode,
+        wr_id: u64,
+        offset: usize,
+        len: usize,
+        to: Address,
+        at: usize,
+    ) -> i32 {
         self.post(wr_id, opcode, offset, len, |wr| {
             wr.wr.rdma.remote_addr = to.va + at as u64;
             wr.wr.rdma.rkey = to.rkey;

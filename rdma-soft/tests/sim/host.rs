@@ -65,6 +65,11 @@ impl TestHost {
         self.receives.push_back((wr_id, sges.to_vec()));
     }
 
+    /// Forgets the current receive, as a host must when its queue pair goes to RESET.
+    pub fn forget(&mut self) {
+        self.current = None;
+    }
+
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters[counter.index()]
     }

@@ -16,6 +16,9 @@ pub struct LinkConfig {
     /// A packet so chosen has one to three bits flipped.
     pub corrupt: f64,
     pub delay_ns: u64,
+    /// The receiver looks so much later than a packet arrives, and takes all that has arrived by then before it
+    /// answers, as a device does. At zero it takes one packet at a time.
+    pub batch_ns: u64,
     pub bytes_per_us: u64,
     /// The receiver sees the IPv4 identification, as on a raw socket. Otherwise it accepts what some
     /// identification explains, and one corrupt packet in 65,536 gets through.
@@ -30,6 +33,7 @@ impl Default for LinkConfig {
             reorder: 0.0,
             corrupt: 0.0,
             delay_ns: 5_000,
+            batch_ns: 0,
             bytes_per_us: 4_000,
             identification_known: true,
         }
@@ -99,6 +103,11 @@ impl Link {
     /// When the next packet arrives.
     pub fn next_arrival(&self) -> Option<u64> {
         self.flying.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// When the receiver looks next.
+    pub fn next_look(&self) -> Option<u64> {
+        self.next_arrival().map(|at| at + self.config.batch_ns)
     }
 
     /// The next packet that has arrived at `now` with a good ICRC, which is still at its end.

@@ -20,10 +20,14 @@ pub enum Faults {
     Reorder,
     Corrupt,
     All,
+    /// No fault, but packets are taken several at a time.
+    Batch,
+    AllBatch,
 }
 
 impl Faults {
-    pub const ALL: [Self; 5] = [Self::None, Self::Duplicate, Self::Reorder, Self::Corrupt, Self::All];
+    pub const ALL: [Self; 7] =
+        [Self::None, Self::Duplicate, Self::Reorder, Self::Corrupt, Self::All, Self::Batch, Self::AllBatch];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -32,16 +36,20 @@ impl Faults {
             Self::Reorder => "reorder",
             Self::Corrupt => "corrupt",
             Self::All => "all",
+            Self::Batch => "batch",
+            Self::AllBatch => "all-batch",
         }
     }
 
     pub fn link(self, loss_percent: u32) -> LinkConfig {
-        let rate = |fault, rate| if self == fault || self == Self::All { rate } else { 0.0 };
+        let all = matches!(self, Self::All | Self::AllBatch);
+        let rate = |fault, rate| if self == fault || all { rate } else { 0.0 };
         LinkConfig {
             loss: f64::from(loss_percent) / 100.0,
             duplicate: rate(Self::Duplicate, 0.05),
             reorder: rate(Self::Reorder, 0.05),
             corrupt: rate(Self::Corrupt, 0.02),
+            batch_ns: if matches!(self, Self::Batch | Self::AllBatch) { 20_000 } else { 0 },
             ..LinkConfig::default()
         }
     }

@@ -227,7 +227,7 @@ impl Pair {
     /// Sends, moves the clock to the next thing that happens, and lets it happen. False if nothing will.
     pub fn step(&mut self) -> bool {
         self.transmit();
-        let arrivals = self.links.iter().filter_map(Link::next_arrival);
+        let arrivals = self.links.iter().filter_map(Link::next_look);
         let timeouts = [&self.client, &self.server].into_iter().filter_map(|side| side.qp.poll_timeout());
         let Some(next) = arrivals.chain(timeouts.map(Time::nanoseconds)).min() else { return false };
         self.now = self.now.max(Time::from_nanoseconds(next));

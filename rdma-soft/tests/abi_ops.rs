@@ -1,0 +1,378 @@
+//! One-sided operations, datagrams, shared receive queues, windows, errors and events through the C interface.
+
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::cast_possible_truncation,
+    reason = "a test that does as a C program would"
+)]
+
+mod common;
+
+use std::ptr;
+
+use common::*;
+use verbs_sys::inline::*;
+use verbs_sys::*;
+
+type Op = ibv_wr_opcode;
+type Status = ibv_wc_status;
+
+fn word(end: &End, offset: usize) -> u64 {
+    u64::from_ne_bytes(end.read(offset, 8).try_into().unwrap())
+}
+
+#[test]
+fn a_read_fetches_what_is_there() {
+    let (a, mut b) = pair(Options { size: 1 << 20, ..Options::default() });
+    let data = pattern(300_001, 9);
+    b.write(64, &data);
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_READ, 5, 128, data.len(), b.address(), 64), 0);
+    let wc = a.wait_success();
+    assert_eq!((wc.wr_id, wc.opcode), (5, ibv_wc_opcode::IBV_WC_RDMA_READ));
+    assert_eq!(a.read(128, data.len()), data);
+}
+
+#[test]
+fn atomics_return_what_was_there() {
+    let (a, mut b) = pair(Options::default());
+    b.write(64, &7u64.to_ne_bytes());
+    let to = b.address();
+    let atomic = |opcode, compare_add, swap| {
+        let posted = a.post(1, opcode, 0, 8, |wr| {
+            wr.wr.atomic.remote_addr = to.va + 64;
+            wr.wr.atomic.rkey = to.rkey;
+            wr.wr.atomic.compare_add = compare_add;
+            wr.wr.atomic.swap = swap;
+        });
+        assert_eq!(posted, 0);
+        a.wait_success();
+        word(&a, 0)
+    };
+    assert_eq!(atomic(Op::IBV_WR_ATOMIC_FETCH_AND_ADD, 5, 0), 7);
+    assert_eq!(atomic(Op::IBV_WR_ATOMIC_CMP_AND_SWP, 12, 100), 12);
+    assert_eq!(atomic(Op::IBV_WR_ATOMIC_CMP_AND_SWP, 12, 200), 100);
+    assert_eq!(word(&b, 64), 100);
+}
+
+#[test]
+fn remote_accesses_are_checked() {
+    // What the peer's queue pair does not allow is no valid request to it; what its region does not allow, or
+    // does not hold, is a wrong access.
+    let (invalid, wrong) = (Status::IBV_WC_REM_INV_REQ_ERR, Status::IBV_WC_REM_ACCESS_ERR);
+    // (what the peer grants, operation, offset at the peer, change of the key, outcome)
+    let cases = [
+        (1 | 4, Op::IBV_WR_RDMA_WRITE, 0, 0, invalid),
+        (1 | 2, Op::IBV_WR_RDMA_READ, 0, 0, invalid),
+        (ALL_ACCESS, Op::IBV_WR_RDMA_WRITE, (1 << 16) - 7, 0, wrong),
+        (ALL_ACCESS, Op::IBV_WR_RDMA_READ, 0, 1, wrong),
+        (ALL_ACCESS, Op::IBV_WR_RDMA_WRITE, 0, 0x100, wrong),
+    ];
+    for (access, opcode, at, key, outcome) in cases {
+        let (a, b) = pair(Options { access, ..Options::default() });
+        let to = Address { rkey: b.address().rkey ^ key, ..b.address() };
+        assert_eq!(a.rdma(opcode, 1, 0, 8, to, at), 0);
+        assert_eq!(a.wait().status, outcome, "{access} {opcode:?}");
+        assert_eq!(b.read(0, 8), [0; 8]);
+        // What is posted to the failed pair is flushed.
+        assert_eq!(a.send(2, 0, 8), 0);
+        assert_eq!(a.wait().status, Status::IBV_WC_WR_FLUSH_ERR);
+    }
+}
+
+#[test]
+fn wrong_requests_get_the_errno_of_hardware() {
+    let end = End::new(Options { depth: 2, ..Options::default() });
+    assert_eq!(end.send(1, 0, 8), libc::EINVAL, "in RESET");
+    assert_eq!(end.post_recv(1, 0, 8), libc::EINVAL, "in RESET");
+    end.to_init();
+    assert_eq!(end.send(1, 0, 8), libc::EINVAL, "in INIT");
+    assert_eq!((end.post_recv(1, 0, 8), end.post_recv(2, 0, 8)), (0, 0));
+    assert_eq!(end.post_recv(3, 0, 8), libc::ENOMEM, "full");
+    let (a, _b) = pair(Options { depth: 2, ..Options::default() });
+    let too_many = a.post(1, Op::IBV_WR_SEND, 0, 8, |wr| wr.num_sge = 3);
+    assert_eq!(too_many, libc::EINVAL);
+    let too_long = a.post(1, Op::IBV_WR_SEND, 0, 65, |wr| wr.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0);
+    assert_eq!(too_long, libc::EINVAL);
+    // No receive is posted: they stay in the queue.
+    assert_eq!((a.send(1, 0, 8), a.send(2, 0, 8)), (0, 0));
+    assert_eq!(a.send(3, 0, 8), libc::ENOMEM);
+}
+
+#[test]
+fn a_local_key_that_is_wrong_completes_with_a_protection_error() {
+    let (a, b) = pair(Options::default());
+    assert_eq!(b.post_recv(1, 0, 8), 0);
+    let mut sge = a.sge(0, 8);
+    sge.lkey ^= 0x100;
+    assert_eq!(a.post(1, Op::IBV_WR_SEND, 0, 8, |wr| wr.sg_list = &mut sge), 0);
+    assert_eq!(a.wait().status, Status::IBV_WC_LOC_PROT_ERR);
+}
+
+#[test]
+fn a_receiver_that_never_comes_ends_in_an_error() {
+    let (a, _b) = pair(Options { rnr_retry: 1, ..Options::default() });
+    assert_eq!(a.send(1, 0, 8), 0);
+    assert_eq!(a.wait().status, Status::IBV_WC_RNR_RETRY_EXC_ERR);
+    let a = End::new(Options { timeout: 8, retry: 1, ..Options::default() });
+    let nobody = Address { qp_num: a.address().qp_num ^ 1, ..a.address() };
+    a.connect(nobody);
+    assert_eq!(a.send(1, 0, 8), 0);
+    assert_eq!(a.wait().status, Status::IBV_WC_RETRY_EXC_ERR);
+}
+
+#[test]
+fn a_message_too_long_for_its_receive_fails_both() {
+    let (a, b) = pair(Options::default());
+    assert_eq!(b.post_recv(1, 0, 16), 0);
+    assert_eq!(a.send(2, 0, 17), 0);
+    assert_eq!(b.wait().status, Status::IBV_WC_LOC_LEN_ERR);
+    assert_eq!(a.wait().status, Status::IBV_WC_REM_INV_REQ_ERR);
+}
+
+#[test]
+fn unreliable_connections_send_and_write() {
+    let (mut a, b) = pair(Options { qp_type: ibv_qp_type::IBV_QPT_UC, ..Options::default() });
+    let data = pattern(10_000, 1);
+    a.write(0, &data);
+    assert_eq!(b.post_recv(1, 0, 20_000), 0);
+    assert_eq!(a.send(2, 0, data.len()), 0);
+    a.wait_success();
+    assert_eq!(b.wait_success().byte_len, 10_000);
+    assert_eq!(b.read(0, data.len()), data);
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 3, 0, data.len(), b.address(), 20_001), 0);
+    a.wait_success();
+    b.poll();
+    assert_eq!(b.read(20_001, data.len()), data);
+}
+
+#[test]
+fn datagrams_carry_their_sender() {
+    let (mut a, mut b) = pair(Options { qp_type: ibv_qp_type::IBV_QPT_UD, ..Options::default() });
+    a.write(0, b"hello");
+    b.write(4096, b"answer");
+    assert_eq!((b.post_recv(1, 0, 1000), a.post_recv(1, 8192, 1000)), (0, 0));
+    let mut attr: ibv_ah_attr = zeroed();
+    attr.is_global = 1;
+    attr.port_num = 1;
+    attr.grh.sgid_index = 1;
+    attr.grh.dgid.raw = b.address().gid;
+    let ah = unsafe { (v().ibv_create_ah)(a.pd, &mut attr) };
+    assert!(!ah.is_null());
+    let send = |from: &End, offset, len, ah, qpn| {
+        from.post(2, Op::IBV_WR_SEND, offset, len, |wr| {
+            wr.wr.ud.ah = ah;
+            wr.wr.ud.remote_qpn = qpn;
+            wr.wr.ud.remote_qkey = 0x1111_1111;
+        })
+    };
+    assert_eq!(send(&a, 0, 5, ah, b.address().qp_num), 0);
+    a.wait_success();
+    let mut wc = b.wait_success();
+    assert_eq!((wc.byte_len, wc.src_qp), (45, a.address().qp_num));
+    assert_eq!(wc.wc_flags & ibv_wc_flags::IBV_WC_GRH.0, ibv_wc_flags::IBV_WC_GRH.0);
+    assert_eq!(b.read(40, 5), b"hello");
+    // The way back, from the route header.
+    let grh = b.memory.as_mut_ptr().cast();
+    let back = unsafe { v().ibv_create_ah_from_wc.unwrap()(b.pd, &mut wc, grh, 1) };
+    assert!(!back.is_null());
+    assert_eq!(send(&b, 4096, 6, back, wc.src_qp), 0);
+    b.wait_success();
+    a.wait_success();
+    assert_eq!(a.read(8192 + 40, 6), b"answer");
+    unsafe {
+        assert_eq!((v().ibv_dealloc_pd)(a.pd), libc::EBUSY);
+        assert_eq!((v().ibv_destroy_ah)(ah), 0);
+        assert_eq!((v().ibv_destroy_ah)(back), 0);
+    }
+}
+
+#[test]
+fn multicast_reaches_every_member() {
+    let options = Options { qp_type: ibv_qp_type::IBV_QPT_UD, ..Options::default() };
+    let ((a, b), (c, _d)) = (pair(options), pair(options));
+    let mut gid: ibv_gid = zeroed();
+    gid.raw = "ff0e::ffff:239.1.2.3".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let mut attr: ibv_ah_attr = zeroed();
+    attr.is_global = 1;
+    attr.port_num = 1;
+    attr.grh.sgid_index = 1;
+    attr.grh.dgid = gid;
+    unsafe {
+        for member in [&b, &c] {
+            assert_eq!((v().ibv_attach_mcast)(member.qp, &gid, 0), 0);
+            assert_eq!(member.post_recv(1, 0, 100), 0);
+        }
+        let ah = (v().ibv_create_ah)(a.pd, &mut attr);
+        assert!(!ah.is_null());
+        let posted = a.post(1, Op::IBV_WR_SEND, 0, 8, |wr| {
+            wr.wr.ud.ah = ah;
+            wr.wr.ud.remote_qpn = 0xff_ffff;
+            wr.wr.ud.remote_qkey = 0x1111_1111;
+        });
+        assert_eq!(posted, 0);
+        a.wait_success();
+        assert_eq!((b.wait_success().byte_len, c.wait_success().byte_len), (48, 48));
+        assert_eq!((v().ibv_destroy_qp)(b.qp), libc::EBUSY);
+        for member in [&b, &c] {
+            assert_eq!((v().ibv_detach_mcast)(member.qp, &gid, 0), 0);
+        }
+        assert_eq!((v().ibv_destroy_ah)(ah), 0);
+    }
+}
+
+#[test]
+fn a_shared_receive_queue_serves_its_pairs_and_warns() {
+    let (a, b) = pair(Options { srq: true, ..Options::default() });
+    for i in 0..3 {
+        assert_eq!(b.post_recv(i, 0, 100), 0);
+    }
+    let mut attr = ibv_srq_attr { max_wr: 0, max_sge: 0, srq_limit: 3 };
+    unsafe {
+        assert_eq!((v().ibv_modify_srq)(b.srq, &mut attr, ibv_srq_attr_mask::IBV_SRQ_LIMIT.0 as i32), 0);
+        assert_eq!(a.send(1, 0, 8), 0);
+        assert_eq!(b.wait_success().wr_id, 0);
+        let mut event: ibv_async_event = zeroed();
+        assert_eq!((v().ibv_get_async_event)(b.context, &mut event), 0);
+        assert_eq!(event.event_type, ibv_event_type::IBV_EVENT_SRQ_LIMIT_REACHED);
+        assert_eq!(event.element.srq, b.srq);
+        (v().ibv_ack_async_event)(&mut event);
+        assert_eq!((v().ibv_destroy_srq)(b.srq), libc::EBUSY);
+    }
+}
+
+#[test]
+fn windows_open_and_close() {
+    let (mut a, b) = pair(Options::default());
+    a.write(0, b"through the window");
+    let mw = unsafe { ibv_alloc_mw(b.pd, ibv_mw_type::IBV_MW_TYPE_2) };
+    assert!(!mw.is_null());
+    let rkey = ibv_inc_rkey(unsafe { (*mw).rkey });
+    let bound = b.post(1, Op::IBV_WR_BIND_MW, 0, 0, |wr| {
+        wr.num_sge = 0;
+        let bind = unsafe { &mut wr.__bindgen_anon_2.bind_mw };
+        bind.mw = mw;
+        bind.rkey = rkey;
+        bind.bind_info.mr = b.mr;
+        bind.bind_info.addr = b.address().va + 100;
+        bind.bind_info.length = 18;
+        bind.bind_info.mw_access_flags = ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0;
+    });
+    assert_eq!(bound, 0);
+    assert_eq!(b.wait_success().opcode, ibv_wc_opcode::IBV_WC_BIND_MW);
+    unsafe { assert_eq!((v().ibv_dereg_mr)(b.mr), libc::EBUSY) };
+    let window = Address { rkey, ..b.address() };
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 1, 0, 18, window, 100), 0);
+    a.wait_success();
+    assert_eq!(b.read(100, 18), b"through the window");
+    assert_eq!(b.post(2, Op::IBV_WR_LOCAL_INV, 0, 0, |wr| {
+        wr.num_sge = 0;
+        wr.__bindgen_anon_1.invalidate_rkey = rkey;
+    }), 0);
+    b.wait_success();
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 1, 0, 18, window, 100), 0);
+    assert_eq!(a.wait().status, Status::IBV_WC_REM_ACCESS_ERR);
+    unsafe { assert_eq!(ibv_dealloc_mw(mw), 0) };
+}
+
+#[test]
+fn draining_a_send_queue_says_so() {
+    let (a, b) = pair(Options::default());
+    assert_eq!(b.post_recv(1, 0, 100), 0);
+    assert_eq!(a.send(1, 0, 8), 0);
+    a.wait_success();
+    let mut attr: ibv_qp_attr = zeroed();
+    attr.qp_state = ibv_qp_state::IBV_QPS_SQD;
+    attr.en_sqd_async_notify = 1;
+    assert_eq!(a.modify(&mut attr, ibv_qp_attr_mask::IBV_QP_STATE | ibv_qp_attr_mask::IBV_QP_EN_SQD_ASYNC_NOTIFY), 0);
+    let mut event: ibv_async_event = zeroed();
+    unsafe {
+        assert_eq!((v().ibv_get_async_event)(a.context, &mut event), 0);
+        assert_eq!(event.event_type, ibv_event_type::IBV_EVENT_SQ_DRAINED);
+        (v().ibv_ack_async_event)(&mut event);
+    }
+}
+
+#[test]
+fn a_completion_queue_that_overflows_says_so() {
+    let (a, b) = pair(Options { depth: 64, ..Options::default() });
+    unsafe { assert_eq!((v().ibv_resize_cq)(b.cq, 2), 0) };
+    for i in 0..3 {
+        assert_eq!(b.post_recv(i, 0, 100), 0);
+        assert_eq!(a.send(i, 0, 8), 0);
+    }
+    for _ in 0..3 {
+        a.wait_success();
+    }
+    let mut event: ibv_async_event = zeroed();
+    unsafe {
+        assert_eq!((v().ibv_get_async_event)(b.context, &mut event), 0);
+        assert_eq!(event.event_type, ibv_event_type::IBV_EVENT_CQ_ERR);
+        assert_eq!(event.element.cq, b.cq);
+        (v().ibv_ack_async_event)(&mut event);
+    }
+}
+
+#[test]
+fn solicited_events_come_for_solicited_messages_only() {
+    let (a, b) = pair(Options { events: true, ..Options::default() });
+    assert_eq!((b.post_recv(1, 0, 100), b.post_recv(2, 0, 100)), (0, 0));
+    unsafe {
+        let flags = libc::fcntl((*b.channel).fd, libc::F_GETFL);
+        assert_eq!(libc::fcntl((*b.channel).fd, libc::F_SETFL, flags | libc::O_NONBLOCK), 0);
+        assert_eq!(ibv_req_notify_cq(b.cq, 1), 0);
+        let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
+        let mut event = || (v().ibv_get_cq_event)(b.channel, &mut cq, &mut context);
+        assert_eq!(a.send(1, 0, 8), 0);
+        a.wait_success();
+        assert_eq!((event(), errno()), (-1, libc::EAGAIN));
+        assert_eq!(a.post(2, Op::IBV_WR_SEND, 0, 8, |wr| wr.send_flags |= ibv_send_flags::IBV_SEND_SOLICITED.0), 0);
+        a.wait_success();
+        assert_eq!(event(), 0);
+        (v().ibv_ack_cq_events)(b.cq, 1);
+    }
+    assert_eq!((b.wait_success().wr_id, b.wait_success().wr_id), (1, 2));
+}
+
+#[test]
+fn objects_in_use_are_not_destroyed() {
+    let (a, _b) = pair(Options { events: true, ..Options::default() });
+    unsafe {
+        assert_eq!((v().ibv_destroy_cq)(a.cq), libc::EBUSY);
+        assert_eq!((v().ibv_destroy_comp_channel)(a.channel), libc::EBUSY);
+        assert_eq!((v().ibv_dealloc_pd)(a.pd), libc::EBUSY);
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_not_registered() {
+    let end = End::new(Options::default());
+    unsafe {
+        let nothing = (v().ibv_reg_mr)(end.pd, ptr::without_provenance_mut(4096), 4096, 1);
+        assert!(nothing.is_null());
+        assert_eq!(errno(), libc::EFAULT);
+        let constant = c"not writable";
+        let read_only = (v().ibv_reg_mr)(end.pd, constant.as_ptr().cast_mut().cast(), 12, 1);
+        assert!(read_only.is_null());
+        let without_local_write = (v().ibv_reg_mr)(end.pd, end.memory.as_ptr().cast_mut().cast(), 12, 2);
+        assert!(without_local_write.is_null());
+        assert_eq!(errno(), libc::EINVAL);
+    }
+}
+
+/// A target that never calls the library is served by the background thread.
+#[test]
+fn a_passive_target_is_served() {
+    let (mut a, b) = pair(Options::default());
+    a.write(0, &[9; 8]);
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 1, 0, 8, b.address(), 0), 0);
+    let begin = std::time::Instant::now();
+    while b.read(0, 8) != [9; 8] {
+        assert!(begin.elapsed().as_secs() < 5);
+    }
+    // And so is a sender that never polls.
+    assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 2, 0, 60_000, b.address(), 0), 0);
+    while b.read(7, 1) == [9] && b.read(59_999, 1) != a.read(59_999, 1) {
+        assert!(begin.elapsed().as_secs() < 5);
+    }
+}
