@@ -3,10 +3,12 @@
 # device. Prints a table and `N passed, N failed, N skipped`; fails when anything failed or no device came up.
 # usage: ci/rxe.sh [JOB...]      jobs: the files in ci/rxe/jobs, without .sh; default: all
 #
+# RXE_SECONDS is how long a job may take (480), RXE_TEST_SECONDS one test program (120).
 # RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
 . "$(dirname "$0")/lib.sh"
 need ibverbs-providers ibverbs-utils iproute2 busybox-static xz-utils jq util-linux
 target=${CARGO_TARGET_DIR:-$PWD/target}
+export RXE_SECONDS=${RXE_SECONDS:-480}
 export CARGO_TARGET_DIR=$target
 out=$target/rxe/out
 rm -rf "$out"

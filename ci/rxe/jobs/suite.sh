@@ -26,7 +26,11 @@ while IFS=$'\t' read -r name path; do
     }
     /^---- .* stdout ----$/ { current = $2 }
     /^skipped: / && current != "" { reasons[current] = substr($0, 10) }
-    /^(panicked at|thread .* panicked at)/ { panics[current] = $0 }
+    # The message is on the line after the place.
+    place != "" { panics[current] = $0 " (" place ")"; place = "" }
+    /^thread .* panicked at / { place = $0; sub(/.* panicked at /, "", place); sub(/:$/, "", place) }
+    # Test programs without the standard harness.
+    /^[a-z0-9_]+ (ok|FAILED)$/ { order[++count] = $1; verdicts[$1] = $2 }
     END {
       for (i = 1; i <= count; i++) {
         test = order[i]
@@ -41,7 +45,7 @@ while IFS=$'\t' read -r name path; do
         }
       }
       if (status == 124 || status == 137) print "FAILED", group, "(the binary)", "no end within " seconds " s, in or after " test
-      else if (status != 0 && !failed) print "FAILED", group, "(the binary)", "status " status
+      else if (status != 0 && !failed) print "FAILED", group, "(the binary)", "status " status ": " panics[current]
       else if (!count) print "FAILED", group, "(the binary)", "no test ran"
     }' "$log" >>/run/out/results.tsv
 done </run/out/tests.list

@@ -260,9 +260,8 @@ impl Session {
     }
 }
 
-/// For what must arrive however slow the machine and lossy the network: 0.27 s, and as many retries
-/// as there are. rxe counts retries over a whole message, whose packets are lost again and again at
-/// 5 % loss; 7 of them are endless there.
+/// For what must arrive however slow the machine and lossy the network: 0.27 s, and 7 retries, which
+/// are endless on rxe (docs/INTEROP.md).
 fn patient(options: &mut ConnectOptions) {
     options.timeout = 16;
     options.retry_count = 7;
