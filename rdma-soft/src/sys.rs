@@ -85,8 +85,9 @@ pub(crate) fn check_mapped(address: usize, len: usize, write: bool) -> Result<()
 pub(crate) fn copy_from(address: usize, out: &mut [u8]) -> bool {
     let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: out.len() };
     let local = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+    let this = std::process::id().cast_signed();
     // SAFETY: writes to `out` only, within its length; the kernel checks the other range.
-    let n = unsafe { libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+    let n = unsafe { libc::process_vm_readv(this, &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(n) == Ok(out.len())
 }
 
@@ -94,8 +95,9 @@ pub(crate) fn copy_from(address: usize, out: &mut [u8]) -> bool {
 pub(crate) fn copy_to(address: usize, bytes: &[u8]) -> bool {
     let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: bytes.len() };
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let this = std::process::id().cast_signed();
     // SAFETY: reads `bytes` only, and writes where the program registered memory for the device to write;
     // the kernel checks that range.
-    let n = unsafe { libc::process_vm_writev(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0) };
+    let n = unsafe { libc::process_vm_writev(this, &raw const local, 1, &raw const remote, 1, 0) };
     usize::try_from(n) == Ok(bytes.len())
 }

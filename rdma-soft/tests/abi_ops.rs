@@ -4,6 +4,8 @@
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
     clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    missing_docs,
     reason = "a test that does as a C program would"
 )]
 
@@ -265,10 +267,13 @@ fn windows_open_and_close() {
     assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 1, 0, 18, window, 100), 0);
     a.wait_success();
     assert_eq!(b.read(100, 18), b"through the window");
-    assert_eq!(b.post(2, Op::IBV_WR_LOCAL_INV, 0, 0, |wr| {
-        wr.num_sge = 0;
-        wr.__bindgen_anon_1.invalidate_rkey = rkey;
-    }), 0);
+    assert_eq!(
+        b.post(2, Op::IBV_WR_LOCAL_INV, 0, 0, |wr| {
+            wr.num_sge = 0;
+            wr.__bindgen_anon_1.invalidate_rkey = rkey;
+        }),
+        0
+    );
     b.wait_success();
     assert_eq!(a.rdma(Op::IBV_WR_RDMA_WRITE, 1, 0, 18, window, 100), 0);
     assert_eq!(a.wait().status, Status::IBV_WC_REM_ACCESS_ERR);
@@ -284,7 +289,10 @@ fn draining_a_send_queue_says_so() {
     let mut attr: ibv_qp_attr = zeroed();
     attr.qp_state = ibv_qp_state::IBV_QPS_SQD;
     attr.en_sqd_async_notify = 1;
-    assert_eq!(a.modify(&mut attr, ibv_qp_attr_mask::IBV_QP_STATE | ibv_qp_attr_mask::IBV_QP_EN_SQD_ASYNC_NOTIFY), 0);
+    assert_eq!(
+        a.modify(&mut attr, ibv_qp_attr_mask::IBV_QP_STATE | ibv_qp_attr_mask::IBV_QP_EN_SQD_ASYNC_NOTIFY),
+        0
+    );
     let mut event: ibv_async_event = zeroed();
     unsafe {
         assert_eq!((v().ibv_get_async_event)(a.context, &mut event), 0);
@@ -326,7 +334,10 @@ fn solicited_events_come_for_solicited_messages_only() {
         assert_eq!(a.send(1, 0, 8), 0);
         a.wait_success();
         assert_eq!((event(), errno()), (-1, libc::EAGAIN));
-        assert_eq!(a.post(2, Op::IBV_WR_SEND, 0, 8, |wr| wr.send_flags |= ibv_send_flags::IBV_SEND_SOLICITED.0), 0);
+        assert_eq!(
+            a.post(2, Op::IBV_WR_SEND, 0, 8, |wr| wr.send_flags |= ibv_send_flags::IBV_SEND_SOLICITED.0),
+            0
+        );
         a.wait_success();
         assert_eq!(event(), 0);
         (v().ibv_ack_cq_events)(b.cq, 1);

@@ -4,6 +4,8 @@
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
     clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    missing_docs,
     reason = "a test that does as a C program would"
 )]
 

@@ -4,6 +4,8 @@
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
     clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    missing_docs,
     reason = "a test that does as a C program would"
 )]
 
@@ -51,11 +53,14 @@ fn traffic(rounds: usize) {
         assert_eq!(a.rdma(ibv_wr_opcode::IBV_WR_RDMA_READ, 4, 1 << 17, size, b.address(), 0), 0);
         a.wait_success();
         assert_eq!(a.read(1 << 17, size), data, "read {i}");
-        assert_eq!(a.post(5, ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD, 100_000, 8, |wr| {
-            wr.wr.atomic.remote_addr = b.address().va + 200_000;
-            wr.wr.atomic.rkey = b.address().rkey;
-            wr.wr.atomic.compare_add = 1;
-        }), 0);
+        assert_eq!(
+            a.post(5, ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD, 100_000, 8, |wr| {
+                wr.wr.atomic.remote_addr = b.address().va + 200_000;
+                wr.wr.atomic.rkey = b.address().rkey;
+                wr.wr.atomic.compare_add = 1;
+            }),
+            0
+        );
         a.wait_success();
         assert_eq!(b.read(200_000, 8), (i as u64 + 1).to_ne_bytes(), "atomic {i}");
     }
@@ -133,7 +138,11 @@ fn open_and_say() {
     if is_child() {
         let context = unsafe { (v().ibv_open_device)(*(v().ibv_get_device_list)(std::ptr::null_mut())) };
         let error = verbs_sys::inline::errno();
-        println!("OPENED {} {error} {}", !context.is_null(), rdma_soft::last_error().map_or(String::new(), |e| e.to_string()));
+        println!(
+            "OPENED {} {error} {}",
+            !context.is_null(),
+            rdma_soft::last_error().map_or(String::new(), |e| e.to_string())
+        );
     }
 }
 
@@ -151,7 +160,10 @@ fn settings_that_make_no_sense_are_named() {
     }
     let taken = std::net::UdpSocket::bind("127.66.0.1:4791").unwrap();
     let text = in_process("open_and_say", &[("RDMA_SOFT_ADDR", "127.66.0.1")]);
-    assert!(text.contains("4791") && text.contains("127.66.0.1") && text.contains("RDMA_SOFT_ADDR"), "{text}");
+    assert!(
+        text.contains("4791") && text.contains("127.66.0.1") && text.contains("RDMA_SOFT_ADDR"),
+        "{text}"
+    );
     assert!(text.contains(&format!("OPENED false {}", libc::EADDRINUSE)), "{text}");
     drop(taken);
     let text = in_process("open_and_say", &[("RDMA_SOFT_ADDR", "127.66.0.1")]);

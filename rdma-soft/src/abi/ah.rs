@@ -34,7 +34,8 @@ pub(crate) unsafe fn data<'a>(ah: *mut ibv_ah) -> &'a AhData {
 
 /// Checks an address and gives the bytes of its GID. RoCE knows global addresses only.
 pub(crate) fn check(device: &Device, attr: &ibv_ah_attr) -> Result<[u8; 16], c_int> {
-    if attr.is_global == 0 || attr.port_num != PORT || device.gid(usize::from(attr.grh.sgid_index)).is_none() {
+    if attr.is_global == 0 || attr.port_num != PORT || device.gid(usize::from(attr.grh.sgid_index)).is_none()
+    {
         return Err(libc::EINVAL);
     }
     // SAFETY: all views of a GID are plain bytes.
@@ -69,8 +70,7 @@ pub(crate) unsafe extern "C" fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_att
         ..Destination::default()
     };
     let c = ibv_ah { context, pd, handle: 0 };
-    let ah = Ah::new(c, AhData { destination, _domain: DomainUse::new(&domain.domain), _counted: counted });
-    ah
+    Ah::allocate(c, AhData { destination, _domain: DomainUse::new(&domain.domain), _counted: counted })
 }
 
 pub(crate) unsafe extern "C" fn destroy_ah(ah: *mut ibv_ah) -> c_int {
@@ -103,7 +103,8 @@ pub(crate) unsafe extern "C" fn init_ah_from_wc(
     told.grh.hop_limit = 0xff;
     let (source, destination) = addresses(&header, &mut told.grh.traffic_class);
     told.grh.dgid = ibv_gid { raw: source };
-    let is_ours = |index: &u8| data.device.gid(usize::from(*index)).is_some_and(|gid| gid.octets() == destination);
+    let is_ours =
+        |index: &u8| data.device.gid(usize::from(*index)).is_some_and(|gid| gid.octets() == destination);
     // A datagram to a multicast group is answered from the address itself.
     told.grh.sgid_index = (0..=ADDRESS_INDEX).find(is_ours).unwrap_or(ADDRESS_INDEX);
     // SAFETY: the caller passes a pointer that is valid for writes.

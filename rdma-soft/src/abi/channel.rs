@@ -27,11 +27,10 @@ pub(crate) unsafe extern "C" fn create_comp_channel(context: *mut ibv_context) -
         Err(e) => return null(e.raw_os_error().unwrap_or(libc::EMFILE)),
     };
     let c = ibv_comp_channel { context, fd: channel.fd(), refcnt: 0 };
-    let channel = CompChannel::new(
+    CompChannel::allocate(
         c,
         ChannelData { device: Arc::clone(&data.device), channel, _counted: Counted::new(data) },
-    );
-    channel
+    )
 }
 
 pub(crate) unsafe extern "C" fn destroy_comp_channel(channel: *mut ibv_comp_channel) -> c_int {

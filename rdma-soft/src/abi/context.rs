@@ -118,7 +118,7 @@ pub(crate) unsafe extern "C" fn open_device(device: *mut ibv_device) -> *mut ibv
     };
     let verbs = tables(device, async_events.fd());
     let data = ContextData { device: handle, async_events, objects: Arc::default() };
-    let verbs = Context::new(verbs, data);
+    let verbs = Context::allocate(verbs, data);
     verbs.wrapping_byte_add(offset_of!(verbs_context, context)).cast()
 }
 

@@ -168,7 +168,9 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc:
     let data = unsafe { data(cq) };
     let n = data.device.poll(&data.queue, max, |i, entry| {
         // SAFETY: the caller passes room for `num_entries`, and `i` is below that.
-        unsafe { wc.add(i).write(completion(entry)) };
+        let place = unsafe { wc.add(i) };
+        // SAFETY: as above.
+        unsafe { place.write(completion(entry)) };
     });
     c_int::try_from(n).unwrap_or(num_entries)
 }

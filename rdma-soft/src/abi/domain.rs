@@ -25,10 +25,6 @@ impl DomainUse {
         domain.users.fetch_add(1, Ordering::AcqRel);
         DomainUse(Arc::clone(domain))
     }
-
-    pub(crate) fn id(&self) -> u32 {
-        self.0.id
-    }
 }
 
 impl Drop for DomainUse {
@@ -62,7 +58,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
-    let pd = Pd::new(
+    Pd::allocate(
         ibv_pd { context, handle: id },
         DomainData {
             device: Arc::clone(&data.device),
@@ -70,8 +66,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
             below: None,
             _counted: Counted::new(data),
         },
-    );
-    pd
+    )
 }
 
 pub(crate) unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
@@ -106,7 +101,7 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
     let data = unsafe { context_data(context) };
     // SAFETY: and a live protection domain in the attributes.
     let below = unsafe { domain(attr.pd) };
-    let pd = Pd::new(
+    Pd::allocate(
         ibv_pd { context, handle: below.domain.id },
         DomainData {
             device: Arc::clone(&data.device),
@@ -114,8 +109,7 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
             below: Some(DomainUse::new(&below.domain)),
             _counted: Counted::new(data),
         },
-    );
-    pd
+    )
 }
 
 pub(crate) unsafe extern "C" fn alloc_td(
@@ -128,8 +122,7 @@ pub(crate) unsafe extern "C" fn alloc_td(
     }
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    let td = Td::new(ibv_td { context }, Counted::new(data));
-    td
+    Td::allocate(ibv_td { context }, Counted::new(data))
 }
 
 pub(crate) unsafe extern "C" fn dealloc_td(td: *mut ibv_td) -> c_int {

@@ -76,7 +76,7 @@ unsafe fn register(
     let counted = Counted::new(unsafe { context_data(context) });
     let c = ibv_mr { context, pd, addr, length, handle: key, lkey: key, rkey: key };
     let domain = Mutex::new(DomainUse::new(&data.domain));
-    Ok(Mr::new(c, MrData { device: Arc::clone(&data.device), domain, _counted: counted }))
+    Ok(Mr::allocate(c, MrData { device: Arc::clone(&data.device), domain, _counted: counted }))
 }
 
 pub(crate) unsafe extern "C" fn reg_mr(
@@ -221,7 +221,8 @@ pub(crate) unsafe extern "C" fn advise_mr(
     type Advice = ib_uverbs_advise_mr_advice;
     const FLUSH: u32 = ib_uverbs_advise_mr_flag::IB_UVERBS_ADVISE_MR_FLAG_FLUSH.0;
     let write = match advice {
-        Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH | Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH_NO_FAULT => false,
+        Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH
+        | Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH_NO_FAULT => false,
         Advice::IB_UVERBS_ADVISE_MR_ADVICE_PREFETCH_WRITE => true,
         _ => return libc::EOPNOTSUPP,
     };

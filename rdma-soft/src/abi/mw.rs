@@ -37,11 +37,10 @@ pub(crate) unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type) -> 
         return null(libc::ENOMEM);
     };
     let c = ibv_mw { context, pd, rkey, handle: rkey >> 8, type_: kind };
-    let mw = Mw::new(
+    Mw::allocate(
         c,
         MwData { device: Arc::clone(&data.device), _domain: DomainUse::new(&data.domain), _counted: counted },
-    );
-    mw
+    )
 }
 
 pub(crate) unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {

@@ -19,7 +19,7 @@ pub(crate) struct Object<C, T> {
 
 impl<C, T> Object<C, T> {
     /// Allocates an object.
-    pub(crate) fn new(c: C, data: T) -> *mut C {
+    pub(crate) fn allocate(c: C, data: T) -> *mut C {
         Box::into_raw(Box::new(Object { c: UnsafeCell::new(c), data })).cast()
     }
 
@@ -35,7 +35,7 @@ impl<C, T> Object<C, T> {
     ///
     /// # Safety
     ///
-    /// `raw` came from [`new`](Self::new) or [`create`](Self::create) of these types, and was not [freed](Self::free).
+    /// `raw` came from [`allocate`](Self::allocate) or [`create`](Self::create) of these types, and was not [freed](Self::free).
     pub(crate) unsafe fn data<'a>(raw: *mut C) -> &'a T {
         // SAFETY: the caller's promise; `c` is the first field, so the address is the object's. Only the
         // data is borrowed, which nobody ever borrows mutably.
@@ -48,7 +48,7 @@ impl<C, T> Object<C, T> {
     ///
     /// As [`data`](Self::data), and the program uses `raw` no more.
     pub(crate) unsafe fn free(raw: *mut C) -> T {
-        // SAFETY: the caller's promise: allocated by `new` or `create` as a box, and nobody else's any more.
+        // SAFETY: the caller's promise: allocated by `allocate` or `create` as a box, and nobody else's any more.
         let object = unsafe { Box::from_raw(raw.cast::<Self>()) };
         object.data
     }

@@ -80,7 +80,9 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
     // SAFETY: as above.
     let key = unsafe { wr.__bindgen_anon_1.invalidate_rkey };
     // SAFETY: as above.
-    let (rdma, atomic) = unsafe { (wr.wr.rdma, wr.wr.atomic) };
+    let rdma = unsafe { wr.wr.rdma };
+    // SAFETY: as above.
+    let atomic = unsafe { wr.wr.atomic };
     let (va, rkey) = (rdma.remote_addr, rdma.rkey);
     Ok(match wr.opcode {
         ibv_wr_opcode::IBV_WR_SEND => SendOperation::Send,
@@ -129,9 +131,11 @@ unsafe fn post_one(
         return Err(libc::EINVAL);
     }
     let destination = match transport {
-        // SAFETY: a request to a datagram queue pair has its address there.
         Transport::Ud => {
-            Some(unsafe { destination(wr.wr.ud.ah, wr.wr.ud.remote_qpn, wr.wr.ud.remote_qkey) }?)
+            // SAFETY: a request to a datagram queue pair has its address there.
+            let ud = unsafe { wr.wr.ud };
+            // SAFETY: with a live address handle.
+            Some(unsafe { destination(ud.ah, ud.remote_qpn, ud.remote_qkey) }?)
         }
         _ => None,
     };

@@ -162,8 +162,10 @@ unsafe fn create(
 pub(crate) unsafe extern "C" fn create_qp(pd: *mut ibv_pd, init: *mut ibv_qp_init_attr) -> *mut ibv_qp {
     // SAFETY: the caller passes a live protection domain.
     let context = unsafe { (*pd).context };
-    // SAFETY: and valid attributes with live objects.
-    unsafe { create(context, pd, &mut *init, false) }.map_or_else(null, |qp| qp.cast())
+    // SAFETY: and valid attributes.
+    let init = unsafe { &mut *init };
+    // SAFETY: with live objects.
+    unsafe { create(context, pd, init, false) }.map_or_else(null, |qp| qp.cast())
 }
 
 /// `man ibv_create_qp_ex`.

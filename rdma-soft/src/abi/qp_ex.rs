@@ -102,7 +102,9 @@ unsafe fn build(qp: *mut ibv_qp_ex, f: impl FnOnce(&QpData, &mut Builder)) {
 /// As [`build`].
 unsafe fn begin(qp: *mut ibv_qp_ex, operation: Result<SendOperation, c_int>) {
     // SAFETY: the structure is live.
-    let (wr_id, flags) = unsafe { ((*qp).wr_id, (*qp).wr_flags) };
+    let wr_id = unsafe { (*qp).wr_id };
+    // SAFETY: as above.
+    let flags = unsafe { (*qp).wr_flags };
     let start = |builder: &mut Builder| match operation {
         Ok(operation) => builder.requests.push(Request {
             wr_id,
@@ -148,8 +150,10 @@ unsafe extern "C" fn wr_bind_mw(
     rkey: u32,
     info: *const ibv_mw_bind_info,
 ) {
-    // SAFETY: the caller passes a live window and valid information.
-    let request = unsafe { mw::bind_request(window, rkey, &*info) };
+    // SAFETY: the caller passes valid information.
+    let info = unsafe { &*info };
+    // SAFETY: and a live window.
+    let request = unsafe { mw::bind_request(window, rkey, info) };
     // SAFETY: as the other operations.
     unsafe { begin(qp, request.map(SendOperation::BindWindow)) };
 }

@@ -20,6 +20,8 @@ pub(crate) const MAX_MESSAGE: u32 = 1 << 30;
 pub(crate) const MAX_RD_ATOMIC: u8 = 128;
 const PKEY: u16 = 0xffff;
 const PHYS_STATE_LINK_UP: u8 = 5;
+/// `IBV_LINK_LAYER_ETHERNET`, in the type of its field.
+const LINK_LAYER_ETHERNET: u8 = 2;
 
 /// A count of a constant as C has it.
 fn int(n: usize) -> c_int {
@@ -87,9 +89,14 @@ pub(crate) unsafe extern "C" fn query_device(context: *mut ibv_context, attr: *m
 /// Memory is never pinned, so on-demand paging is what happens anyway. Ranges must be named, though.
 fn odp_caps() -> ibv_odp_caps {
     type Cap = ibv_odp_transport_cap_bits;
-    let datagram = Cap::IBV_ODP_SUPPORT_SEND.0 | Cap::IBV_ODP_SUPPORT_RECV.0 | Cap::IBV_ODP_SUPPORT_SRQ_RECV.0;
-    let one_sided = Cap::IBV_ODP_SUPPORT_WRITE.0 | Cap::IBV_ODP_SUPPORT_READ.0 | Cap::IBV_ODP_SUPPORT_ATOMIC.0;
-    let mut caps = ibv_odp_caps { general_caps: u64::from(ibv_odp_general_caps::IBV_ODP_SUPPORT.0), ..Default::default() };
+    let datagram =
+        Cap::IBV_ODP_SUPPORT_SEND.0 | Cap::IBV_ODP_SUPPORT_RECV.0 | Cap::IBV_ODP_SUPPORT_SRQ_RECV.0;
+    let one_sided =
+        Cap::IBV_ODP_SUPPORT_WRITE.0 | Cap::IBV_ODP_SUPPORT_READ.0 | Cap::IBV_ODP_SUPPORT_ATOMIC.0;
+    let mut caps = ibv_odp_caps {
+        general_caps: u64::from(ibv_odp_general_caps::IBV_ODP_SUPPORT.0),
+        ..Default::default()
+    };
     caps.per_transport_caps.rc_odp_caps = datagram | one_sided;
     caps.per_transport_caps.uc_odp_caps = datagram | Cap::IBV_ODP_SUPPORT_WRITE.0;
     caps.per_transport_caps.ud_odp_caps = datagram;
@@ -138,7 +145,7 @@ fn port_attr(device: &Device) -> ibv_port_attr {
     attr.active_width = 1;
     attr.active_speed = 1;
     attr.phys_state = PHYS_STATE_LINK_UP;
-    attr.link_layer = IBV_LINK_LAYER_ETHERNET.0 as u8;
+    attr.link_layer = LINK_LAYER_ETHERNET;
     attr
 }
 

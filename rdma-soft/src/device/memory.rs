@@ -117,7 +117,7 @@ impl RawMemory {
     /// Replaces the word by `update(word)` atomically and returns what it was; `None` unless this is one
     /// aligned word.
     pub(crate) fn update_word(&self, update: impl Fn(u64) -> u64) -> Option<u64> {
-        if self.len != WORD || self.address.addr() % WORD != 0 {
+        if self.len != WORD || !self.address.addr().is_multiple_of(WORD) {
             return None;
         }
         if self.paging == Paging::OnDemand {

@@ -128,7 +128,8 @@ type Table = Slab<Entry, 24>;
 pub(crate) const MAX_KEYS: usize = 1 << 20;
 
 fn split(key: u32) -> (u32, u8) {
-    (key >> 8, key as u8)
+    let [.., tag] = key.to_be_bytes();
+    (key >> 8, tag)
 }
 
 fn entry(table: &Table, key: u32) -> Option<&Entry> {
@@ -151,7 +152,7 @@ impl MemoryTable {
     }
 
     fn add(&self, object: Object) -> Result<u32, Full> {
-        let tag = random::u32() as u8;
+        let [tag, ..] = random::u32().to_ne_bytes();
         // Key 0 marks "no key" in many programs.
         let slot = self.write().insert_with(|k| k != 0, |_| Entry { tag, object })?;
         Ok(slot << 8 | u32::from(tag))
@@ -272,7 +273,9 @@ impl MemoryTable {
         data: &[u8],
     ) -> Result<(), RemoteError> {
         let table = self.read();
-        remote(&table, who, rkey, va, data.len(), Access::REMOTE_WRITE)?.write(data).map_err(|Fault| RemoteError)
+        remote(&table, who, rkey, va, data.len(), Access::REMOTE_WRITE)?
+            .write(data)
+            .map_err(|Fault| RemoteError)
     }
 
     pub(crate) fn read_remote(

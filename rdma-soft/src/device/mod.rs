@@ -262,11 +262,6 @@ impl Device {
     pub(crate) fn clock(&self) -> u64 {
         self.now().nanoseconds()
     }
-
-    /// How many queue pairs exist.
-    pub(crate) fn queue_pair_count(&self) -> usize {
-        self.queue_pairs().len()
-    }
 }
 
 /// Loads relaxed; for values that only inform.

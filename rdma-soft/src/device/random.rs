@@ -10,7 +10,7 @@ pub(crate) fn u32() -> u32 {
         // what remains, hashed with a clock so that no two calls agree.
         let mut hasher = RandomState::new().build_hasher();
         hasher.write_u128(std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos()));
-        let hash = hasher.finish();
-        (hash ^ (hash >> 32)) as u32 & u32::MAX
+        let [a, b, c, d, ..] = hasher.finish().to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
     })
 }

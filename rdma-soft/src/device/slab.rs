@@ -79,14 +79,6 @@ impl<T, const BITS: u32> Slab<T, BITS> {
         self.slots[slot].take().map(|(_, value)| value)
     }
 
-    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.slots.iter().flatten().map(|(_, value)| value)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Keys that differed in the low bits still do with one bit more.
     fn grow(&mut self) {
         let doubled = (0..self.slots.len() * 2).map(|_| None).collect();
@@ -116,7 +108,7 @@ mod tests {
             assert_eq!(slab.get(*key), None);
             assert_eq!(slab.remove(*key), None);
         }
-        assert_eq!(slab.len(), 0);
+        assert_eq!(slab.len, 0);
     }
 
     #[test]

@@ -30,8 +30,7 @@ impl Envelope {
         const IPV4_LEN: u16 = 20;
         // What is longer than a datagram can be is cut before it comes here.
         let udp_len = u16::try_from(len + UdpRepr::LEN).unwrap_or(u16::MAX - IPV4_LEN);
-        let udp =
-            UdpRepr { src_port: self.from.port(), dst_port: self.to.port(), len: udp_len, checksum: 0 };
+        let udp = UdpRepr { src_port: self.from.port(), dst_port: self.to.port(), len: udp_len, checksum: 0 };
         let ip = match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => Ip::V4(Ipv4Repr {
                 traffic_class: self.traffic_class,

@@ -85,15 +85,21 @@ fn write_headers(
     let after = &mut head[ETHERNET_LEN..];
     let (ethertype, ip_len): (u16, usize) = match ip {
         Ip::V4(ip) => {
-            after.first_chunk_mut().map(|out| ip.emit(out));
+            if let Some(out) = after.first_chunk_mut() {
+                ip.emit(out);
+            }
             (0x0800, Ipv4Repr::LEN)
         }
         Ip::V6(ip) => {
-            after.first_chunk_mut().map(|out| ip.emit(out));
+            if let Some(out) = after.first_chunk_mut() {
+                ip.emit(out);
+            }
             (0x86dd, Ipv6Repr::LEN)
         }
     };
-    after[ip_len..].first_chunk_mut().map(|out| udp.emit(out));
+    if let Some(out) = after[ip_len..].first_chunk_mut() {
+        udp.emit(out);
+    }
     head[12..ETHERNET_LEN].copy_from_slice(&ethertype.to_be_bytes());
     ETHERNET_LEN + ip_len + UdpRepr::LEN
 }

@@ -73,11 +73,6 @@ impl Socket {
         Ok(Socket { inner, is_ipv6, segmentation: AtomicBool::new(true) })
     }
 
-    /// The size of the receive buffer that the kernel granted, in bytes of its own accounting.
-    pub(crate) fn receive_buffer(&self) -> usize {
-        self.inner.recv_buffer_size().unwrap_or(0)
-    }
-
     /// Whether several segments may be given to [`send`](Self::send).
     pub(crate) fn segmentation(&self) -> bool {
         self.segmentation.load(Ordering::Relaxed)

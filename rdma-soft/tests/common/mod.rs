@@ -1,6 +1,16 @@
 //! A small harness over the table of functions: what a C program would write.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::undocumented_unsafe_blocks,
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a harness that does as a C program would"
+)]
 
 use std::ptr;
 use std::time::{Duration, Instant};
