@@ -91,6 +91,8 @@ impl QueuePair {
         self.req.rnr_retries_left = self.attributes.rnr_retry;
         self.req.nak_at = None;
         self.req.implied_nak_at = None;
+        // A receiver that took the request is ready, whatever an older NAK says.
+        self.req.rnr_deadline = None;
         if una.is_before(self.req.psn) {
             self.req.start_ack_timer(now, self.attributes.ack_timeout());
         } else {
@@ -107,8 +109,9 @@ impl QueuePair {
         if !self.acknowledge(now, host, psn) || self.req.rnr_deadline.is_some() {
             return;
         }
-        // Clause 9.9.2.4.1.3; seven means for ever.
-        if self.attributes.rnr_retry != 7 {
+        // Clause 9.9.2.4.1.3; seven means for ever. If nothing was sent since the flight was set back, the NAK is a
+        // late copy of one that was paid for, or answers what a timeout gave up.
+        if self.attributes.rnr_retry != 7 && self.req.in_flight() != 0 {
             if self.req.rnr_retries_left == 0 {
                 host.count(Counter::RnrRetryExceeded);
                 self.fail_request(host, Status::RnrRetryExceeded);

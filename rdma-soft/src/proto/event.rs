@@ -98,7 +98,8 @@ counters! {
     DropPkey = "drop_pkey",
     /// Datagrams with another queue key.
     DropQkey = "drop_qkey",
-    /// Datagrams and UC messages for which no receive was posted.
+    /// Datagrams and UC messages for which no receive was posted, and RC requests that came again before the peer
+    /// can have waited as it was told.
     DropNoReceive = "drop_no_receive",
     /// Datagrams and UC packets of wrong length, or too long for their receive.
     DropLength = "drop_length",
@@ -106,7 +107,9 @@ counters! {
     DropBrokenMessage = "drop_broken_message",
     /// UC requests that were refused.
     DropAccess = "drop_access",
-    /// Duplicate READ and atomic requests that are no longer remembered.
+    /// Requests so far ahead of the expected PSN that they can hardly be the peer's.
+    DropPsn = "drop_psn_out_of_window",
+    /// Duplicate READ and atomic requests that are no longer remembered, or whose memory is not accessible any more.
     DropForgotten = "drop_forgotten_request",
     /// Responses that acknowledge what was never sent.
     DropResponse = "drop_unexpected_response",

@@ -117,7 +117,7 @@ impl QueuePair {
             host.event(Event::CommunicationEstablished);
         }
         match self.transport {
-            Transport::Rc => self.handle_request(host, packet),
+            Transport::Rc => self.handle_request(now, host, packet),
             Transport::Uc => self.handle_uc_request(host, packet),
             _ => self.handle_datagram(host, packet, meta),
         }
@@ -174,12 +174,12 @@ impl QueuePair {
     }
 
     /// Moves to another state, or changes attributes in the same (INIT, RTS, SQD). Which attributes are read is
-    /// said at [`Attributes`]. RESET forgets all work without completions, and the host forgets its current
-    /// receive; ERR flushes it. An acknowledgement that waits for company survives ERR and not RESET: flush it
+    /// said at [`Attributes`]. RESET forgets all work without completions; the host must forget its current
+    /// receive then too, for the queue pair will ask for the next one. ERR flushes it. An acknowledgement that waits for company survives ERR and not RESET: flush it
     /// before, and before the queue pair is destroyed, or the peer takes a delivered message for lost.
     pub fn modify<H: Host>(
         &mut self,
-        _now: Time,
+        now: Time,
         host: &mut H,
         to: State,
         attributes: &Attributes,
@@ -214,6 +214,10 @@ impl QueuePair {
             self.resp.resources.resize(usize::from(attributes.max_dest_rd_atomic));
         }
         self.state = to;
+        // A timeout that there was none of when the flight left begins now.
+        if self.req.in_flight() != 0 && self.req.ack_deadline.is_none() {
+            self.req.start_ack_timer(now, self.attributes.ack_timeout());
+        }
         self.check_drained(host);
         Ok(())
     }

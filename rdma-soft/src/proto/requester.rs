@@ -227,7 +227,8 @@ impl QueuePair {
         if !wqe.wants_response() {
             return Some(1);
         }
-        if self.req.reads.len() >= usize::from(self.attributes.max_rd_atomic) {
+        // What was begun before the depth became zero still ends.
+        if self.req.reads.len() >= usize::from(self.attributes.max_rd_atomic.max(1)) {
             return None;
         }
         let passed = self.req.psn - wqe.first;
@@ -411,7 +412,7 @@ impl QueuePair {
         host.count(Counter::SendError);
         self.complete_oldest(host, status);
         if self.transport == Transport::Rc {
-            self.enter_error(host);
+            self.to_error(host);
         } else {
             self.state = State::Sqe;
             self.flush_send_queue(host);

@@ -1,15 +1,27 @@
 //! The responder of RC: PSN check, execution, responses (clause 9.7.4, 9.7.5.1, 9.9.3).
 
+use std::time::Duration;
+
 use super::assembly::{Assembly, Refusal, fail_receive};
 use super::resources::{Kind, Resources, Span};
 use super::transmit::{Writer, pad_of};
 use super::work::MAX_MESSAGE;
 use super::{
-    AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, Status, Transmit, TransmitKind,
+    AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, State, Status, Time, Transmit,
+    TransmitKind,
 };
 use crate::wire::{
     AethRepr, AtomicAckEthRepr, BthRepr, NakCode, Opcode, Operation, Packet, Position, Psn, Syndrome,
 };
+
+/// PSNs ahead of the expected one that a request is believed to have. What is further away is dropped in silence,
+/// so that one stray packet with a PSN of its sender's fancy seldom makes the peer send its whole flight again.
+/// The specification allows half of the circle, 2^23; an honest peer comes near it by long READs alone, and 2^20
+/// are a lost READ of 1 GiB at a path MTU of 1024. If more is lost, the peer's timeout finds it instead of our NAK.
+const BELIEVED: i32 = 1 << 20;
+
+/// The longest time for which a request that keeps coming while there is no receive is not told so again.
+const RNR_SILENCE: Duration = Duration::from_micros(100);
 
 /// State of the responder; UC and UD use parts of it.
 #[derive(Debug)]
@@ -26,6 +38,8 @@ pub(super) struct Responder {
     nak: Option<(Psn, Syndrome)>,
     /// The gap at `epsn`, or the lack of a receive, was reported; what follows is dropped in silence.
     nak_sent: bool,
+    /// Until when the lack of a receive is not reported again.
+    rnr_silent_until: Time,
     pub(super) resources: Resources,
 }
 
@@ -38,6 +52,7 @@ impl Responder {
             ack_due: false,
             nak: None,
             nak_sent: false,
+            rnr_silent_until: Time::ZERO,
             resources: Resources::default(),
         }
     }
@@ -68,11 +83,15 @@ fn packet_count(length: u32, mtu: u32) -> u32 {
 
 impl QueuePair {
     /// Handles a request of RC.
-    pub(super) fn handle_request<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
+    pub(super) fn handle_request<H: Host>(&mut self, now: Time, host: &mut H, packet: &Packet<'_>) {
         let distance = packet.bth.psn.offset_from(self.resp.epsn);
         if distance < 0 {
             host.count(Counter::DuplicateRequest);
             self.handle_duplicate(host, packet);
+            return;
+        }
+        if distance > BELIEVED {
+            host.count(Counter::DropPsn);
             return;
         }
         if distance > 0 {
@@ -91,8 +110,11 @@ impl QueuePair {
             _ => self.execute_atomic(host, packet),
         };
         match result {
-            Ok(()) => self.resp.nak_sent = false,
-            Err(refusal) => self.refuse(host, refusal),
+            Ok(()) => {
+                self.resp.nak_sent = false;
+                self.resp.rnr_silent_until = Time::ZERO;
+            }
+            Err(refusal) => self.refuse(now, host, refusal),
         }
     }
 
@@ -196,16 +218,27 @@ impl QueuePair {
         }
     }
 
+    /// Asks the peer to come again later. A peer that does as it is told does so once per RNR timer; one that does
+    /// not gets an answer to a few of its packets, not to each.
+    fn refuse_for_now<H: Host>(&mut self, now: Time, host: &mut H) {
+        if now < self.resp.rnr_silent_until {
+            host.count(Counter::DropNoReceive);
+            return;
+        }
+        let timer = self.attributes.min_rnr_timer;
+        // Half, for the NAK and the packet that answers it may have been faster than the ones before.
+        let silence = Duration::from_nanos(timer.nanoseconds() / 2).min(RNR_SILENCE);
+        self.resp.rnr_silent_until = now + silence;
+        host.count(Counter::RnrNakSent);
+        self.resp.nak = Some((self.resp.epsn, Syndrome::rnr_nak(timer)));
+        self.resp.nak_sent = true;
+    }
+
     /// Answers a request that cannot be executed (clause 9.9.3).
-    fn refuse<H: Host>(&mut self, host: &mut H, refusal: Refusal) {
+    fn refuse<H: Host>(&mut self, now: Time, host: &mut H, refusal: Refusal) {
         let psn = self.resp.epsn;
         let (code, receive_status) = match refusal {
-            Refusal::NotReady => {
-                host.count(Counter::RnrNakSent);
-                self.resp.nak = Some((psn, Syndrome::rnr_nak(self.attributes.min_rnr_timer)));
-                self.resp.nak_sent = true;
-                return;
-            }
+            Refusal::NotReady => return self.refuse_for_now(now, host),
             Refusal::Sequence | Refusal::Length | Refusal::NotEnabled => {
                 (NakCode::INVALID_REQUEST, Status::WrFlush)
             }
@@ -233,17 +266,26 @@ impl QueuePair {
 
     /// The next response or negative acknowledgement, also after the queue pair failed.
     pub(super) fn poll_response<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
-        if let Some((place, resource, span)) = self.resp.resources.next_pending() {
-            let (first, kind) = (resource.first, resource.kind);
+        // Each turn sends a response, forgets one, or ends: at most as many turns as there are resources.
+        while let Some((place, resource, span)) = self.resp.resources.next_pending() {
+            let (first, kind, answered) = (resource.first, resource.kind, resource.answered);
             let len = match kind {
                 Kind::Atomic { original } => self.write_atomic_response(span, original, out),
                 Kind::Read { va, rkey, .. } => {
                     match self.write_read_response(host, first, va, rkey, span, out)? {
                         Some(len) => Some(len),
+                        None if answered => {
+                            // The peer was answered before its memory was withdrawn; this is a late copy.
+                            self.resp.resources.drop_pending(place);
+                            host.count(Counter::DropForgotten);
+                            continue;
+                        }
                         None => {
                             // The key was valid when the request came, and is not any more.
                             self.resp.resources.cancel();
-                            host.event(Event::AccessError);
+                            if self.state != State::Err {
+                                host.event(Event::AccessError);
+                            }
                             self.fail_responder(host, span.next, NakCode::REMOTE_ACCESS);
                             return self.poll_nak(host, out);
                         }
