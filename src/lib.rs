@@ -10,6 +10,7 @@ pub mod cli;
 pub mod latency;
 pub mod local;
 pub mod payload;
+pub mod udp_stream;
 
 /// Compiles the README's code samples as tests.
 #[cfg(doctest)]
