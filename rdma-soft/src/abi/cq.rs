@@ -81,7 +81,7 @@ pub(crate) unsafe fn create(context: *mut ibv_context, wanted: &Wanted) -> Resul
         );
         Ok::<_, c_int>(CqData {
             device: Arc::clone(&data.device),
-            queue: Arc::new(queue),
+            queue: data.device.create_completion_queue(queue),
             shown: Cell::new(None),
             _counted: Counted::new(data),
         })
@@ -118,6 +118,7 @@ pub(crate) unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
     if load(&data.queue.users) > 0 {
         return libc::EBUSY;
     }
+    data.queue.forget_packets();
     if let Some(channel) = &data.queue.channel {
         channel.purge(&data.queue);
     }
@@ -158,7 +159,8 @@ pub(crate) unsafe extern "C" fn modify_cq(_cq: *mut ibv_cq, _attr: *mut ibv_modi
 
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {
     // SAFETY: the caller passes a live queue.
-    unsafe { data(cq) }.queue.arm(solicited_only != 0);
+    let data = unsafe { data(cq) };
+    data.device.arm(&data.queue, solicited_only != 0);
     0
 }
 

@@ -139,25 +139,36 @@ unsafe fn post_one(
         }
         _ => None,
     };
-    let mut list = [Sge::default(); qp::MAX_SGE];
-    let count = elements.len();
-    for (to, sge) in list.iter_mut().zip(elements) {
-        *to = sge;
-    }
-    let list = &list[..count];
-    let mut pieces = [&[][..]; qp::MAX_SGE];
-    let data = if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
-        for (piece, sge) in pieces.iter_mut().zip(list) {
+    let mut send = |data: Data<'_>| {
+        let flags = send_flags(wr.send_flags);
+        post(&SendRequest { wr_id: wr.wr_id, operation, flags, data, destination }).map_err(errno_of)
+    };
+    if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
+        let mut pieces = [&[][..]; qp::MAX_SGE];
+        let count = elements.len();
+        for (piece, sge) in pieces.iter_mut().zip(elements) {
             // SAFETY: inline data is the program's memory, readable during the post.
             *piece = unsafe { inline_bytes(sge.addr, sge.length as usize) };
         }
-        Data::Inline(&pieces[..count])
+        send(Data::Inline(&pieces[..count]))
+    } else if elements.len() <= FEW {
+        // Clearing room for the most there can be costs more than all else here.
+        send(Data::Gather(collect(&mut [Sge::default(); FEW], elements)))
     } else {
-        Data::Gather(list)
-    };
-    let request =
-        SendRequest { wr_id: wr.wr_id, operation, flags: send_flags(wr.send_flags), data, destination };
-    post(&request).map_err(errno_of)
+        send(Data::Gather(collect(&mut [Sge::default(); qp::MAX_SGE], elements)))
+    }
+}
+
+/// As many elements as nearly all requests have.
+const FEW: usize = 2;
+
+/// The elements, in the room given.
+fn collect<const N: usize>(room: &mut [Sge; N], elements: impl ExactSizeIterator<Item = Sge>) -> &[Sge] {
+    let count = elements.len().min(N);
+    for (to, sge) in room.iter_mut().zip(elements) {
+        *to = sge;
+    }
+    &room[..count]
 }
 
 /// Where a datagram goes.

@@ -168,8 +168,10 @@ impl Device {
                 || self.lists.runnable.len() > 0
             {
                 self.serve_lists(now, scratch);
-                self.serve_touched(scratch);
             }
+            self.serve_all_inboxes(scratch);
+            self.serve_held(scratch);
+            self.serve_sleepers(scratch);
         });
     }
 
@@ -183,9 +185,11 @@ impl Device {
                 if let Ok(mut receiver) = self.receiver.try_lock() {
                     worked |= self.receive(&mut receiver, scratch);
                 }
-                worked |= self.serve_touched(scratch);
+                worked |= self.serve_all_inboxes(scratch);
+                worked |= self.serve_sent_to(scratch);
                 worked |= self.serve_held(scratch);
                 worked |= self.serve_lists(self.now(), scratch);
+                worked |= self.serve_sleepers(scratch);
                 worked
             });
             if worked {

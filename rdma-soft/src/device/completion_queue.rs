@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::Channel;
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
+use super::inbox::Inbox;
 use crate::proto::{Completion, Time};
 use crate::wire::Qpn;
 
@@ -49,6 +50,10 @@ pub(crate) struct CompletionQueue {
     inner: Mutex<Inner>,
     /// How many completions wait, to see without the lock that none does.
     len: AtomicUsize,
+    /// Packets of this process for queue pairs that use it.
+    pub(super) inbox: Inbox,
+    /// Whether a thread may sleep until the next completion.
+    is_armed: AtomicBool,
     /// Armed since the last poll.
     just_armed: AtomicBool,
     /// What the program knows it by: the address of the C structure, never followed here.
@@ -80,6 +85,8 @@ impl CompletionQueue {
                 overrun: false,
             }),
             len: AtomicUsize::new(0),
+            inbox: Inbox::default(),
+            is_armed: AtomicBool::new(false),
             just_armed: AtomicBool::new(false),
             identity,
             channel,
@@ -115,6 +122,7 @@ impl CompletionQueue {
             return Pushed::Quiet;
         }
         inner.armed = Armed::No;
+        self.is_armed.store(false, Ordering::Relaxed);
         if self.channel.is_some() { Pushed::Notify } else { Pushed::Quiet }
     }
 
@@ -145,14 +153,25 @@ impl CompletionQueue {
     }
 
     /// Asks for an event when the next completion comes; a solicited-only request never weakens one for any.
-    pub(crate) fn arm(&self, solicited_only: bool) {
+    pub(super) fn arm(&self, solicited_only: bool) {
         self.just_armed.store(self.channel.is_some(), Ordering::Relaxed);
+        self.is_armed.store(self.channel.is_some(), Ordering::Relaxed);
         let mut inner = self.lock();
         if !solicited_only {
             inner.armed = Armed::Any;
         } else if inner.armed == Armed::No {
             inner.armed = Armed::Solicited;
         }
+    }
+
+    /// Whether a thread may sleep until the next completion.
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_armed.load(Ordering::Relaxed)
+    }
+
+    /// Forgets packets that came for its queue pairs, which are all destroyed.
+    pub(crate) fn forget_packets(&self) {
+        self.inbox.clear();
     }
 
     /// Whether this is the first poll since the queue was armed: that one looks for completions that came

@@ -32,6 +32,8 @@ device_counters! {
     DatagramsReceived = "rcvd_datagrams",
     /// Packets between queue pairs of this process.
     LocalPackets = "local_pkts",
+    /// Packets for a queue pair of this process that took no more.
+    DropInboxFull = "drop_inbox_full",
     /// Packets too short for their headers.
     DropShort = "drop_too_short",
     /// Packets of an unknown transport version.

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use socket2::SockAddr;
 
+use super::Device;
 use super::counters::DeviceCounter;
+use super::inbox::SentTo;
 use super::peer::{Peer, address_of_gid};
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::Scratch;
-use super::{Device, Origin};
 use crate::net::{Envelope, Fault, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
 use crate::proto::{Acks, Destination, MAX_PACKET_LEN, Time};
 use crate::wire::{ICRC_LEN, ROCE_V2_PORT};
@@ -41,6 +42,17 @@ struct Outgoing {
     range: Range<usize>,
     /// Where a datagram goes; `None` is the peer.
     destination: Option<Destination>,
+}
+
+/// Where a packet comes from, and so what has to be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The socket.
+    Wire,
+    /// A queue pair of this process.
+    Local,
+    /// The same, but fault injection may have changed it.
+    FaultyLocal,
 }
 
 impl Default for Batch {
@@ -119,7 +131,7 @@ impl Device {
             self.note_state(qp, &inner, now, scratch);
             drop(inner);
             sent += scratch.batch.len;
-            self.send_batch(now, scratch);
+            self.send_batch(scratch);
             if dry {
                 if qp.listed.sending.leave() {
                     return;
@@ -161,7 +173,7 @@ impl Device {
         dry
     }
 
-    fn send_batch(&self, now: Time, scratch: &mut Scratch) {
+    fn send_batch(&self, scratch: &mut Scratch) {
         let connected = scratch.batch.peer.take();
         let mut from = 0;
         while from < scratch.batch.packets.len() {
@@ -171,7 +183,7 @@ impl Device {
             let Some(peer) = datagram.as_ref().or(connected.as_deref()) else { return };
             let group = destination.filter(|_| peer.address.ip().is_multicast()).map(|d| d.gid);
             if peer.is_local || group.is_some() || self.faults.is_some() || !self.socket.segmentation() {
-                self.send_one(peer, range, group, now, scratch);
+                self.send_one(peer, range, group, scratch);
                 from += 1;
                 continue;
             }
@@ -215,15 +227,8 @@ impl Device {
     }
 
     /// Sends or delivers a packet by itself, with faults if they are asked for.
-    fn send_one(
-        &self,
-        peer: &Peer,
-        range: Range<usize>,
-        group: Option<[u8; 16]>,
-        now: Time,
-        scratch: &mut Scratch,
-    ) {
-        let Scratch { batch, wakes, touched, .. } = scratch;
+    fn send_one(&self, peer: &Peer, range: Range<usize>, group: Option<[u8; 16]>, scratch: &mut Scratch) {
+        let Scratch { batch, sent_to, .. } = scratch;
         let packet = &mut batch.bytes[range];
         // Without faults a local packet needs no ICRC: nothing can happen to it.
         if !peer.is_local || self.faults.is_some() {
@@ -251,30 +256,22 @@ impl Device {
             };
         }
         for _ in 0..repeat {
-            self.pass_on(peer, packet, group, now, (&mut *wakes, &mut *touched));
+            self.pass_on(peer, packet, group, sent_to);
         }
         // What was held back comes after the packet behind it.
         if let Some((address, packet)) = held {
             let peer = self.peer_at(address.ip(), 0);
-            self.pass_on(&peer, &packet, None, now, (wakes, touched));
+            self.pass_on(&peer, &packet, None, sent_to);
         }
     }
 
     /// Hands one packet to the socket or to its queue pair in this process, or both.
-    fn pass_on(
-        &self,
-        peer: &Peer,
-        packet: &[u8],
-        group: Option<[u8; 16]>,
-        now: Time,
-        (wakes, touched): (&mut super::scratch::Wakes, &mut super::scratch::Touched),
-    ) {
+    fn pass_on(&self, peer: &Peer, packet: &[u8], group: Option<[u8; 16]>, sent_to: &mut SentTo) {
         let envelope = self.envelope_to(peer, 0);
         self.record(&envelope, packet, !peer.is_local || self.faults.is_some());
         if peer.is_local || group.is_some() {
-            self.counters.count(DeviceCounter::LocalPackets);
             let origin = if self.faults.is_some() { Origin::FaultyLocal } else { Origin::Local };
-            self.take_packet(&envelope, origin, group, packet, now, wakes, touched);
+            self.post_locally(&envelope, origin, group, packet, sent_to);
         }
         if !peer.is_local {
             // A failure was counted; what it means is the transport's business.
@@ -350,12 +347,12 @@ impl Device {
     }
 
     /// Lets a packet pass that fault injection holds back for a packet that does not come.
-    pub(super) fn release_held(&self, now: Time, scratch: &mut Scratch) {
+    pub(super) fn release_held(&self, scratch: &mut Scratch) {
         let Some(faults) = &self.faults else { return };
         let held = faults.lock().unwrap_or_else(PoisonError::into_inner).held.take();
         if let Some((address, packet)) = held {
             let peer = self.peer_at(address.ip(), 0);
-            self.pass_on(&peer, &packet, None, now, (&mut scratch.wakes, &mut scratch.touched));
+            self.pass_on(&peer, &packet, None, &mut scratch.sent_to);
         }
     }
 

@@ -1,31 +1,21 @@
-//! From the socket, or from a queue pair of this process, to state machines.
+//! From the socket to state machines.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Device;
 use super::counters::DeviceCounter;
-use super::queue_pair::{QueuePair, with_host};
-use super::scratch::{Scratch, Touched, Wakes};
+use super::egress::Origin;
+use super::queue_pair::{Inner, QueuePair, with_host};
+use super::scratch::{Scratch, Wakes};
 use crate::net::{Datagrams, Envelope};
-use crate::proto::{PacketMeta, Time};
+use crate::proto::{Acks, PacketMeta, Time};
 use crate::wire::{
     ICRC_LEN, Icrc, Opcode, Packet, ParseError, Qpn, ROCE_V2_PORT, Transport, UnknownIdentification,
 };
 
 /// The queue pair number of multicast datagrams (clause 9.6.1.2).
 const MULTICAST: Qpn = 0xff_ffff;
-
-/// Where a packet comes from, and so what has to be checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The socket.
-    Wire,
-    /// A queue pair of this process.
-    Local,
-    /// The same, but fault injection may have changed it.
-    FaultyLocal,
-}
 
 impl Device {
     /// Takes what one receive call yielded.
@@ -37,81 +27,96 @@ impl Device {
             traffic_class: datagrams.traffic_class,
             identification: 0,
         };
-        for packet in datagrams.iter() {
+        let mut packets = datagrams.iter().filter_map(|bytes| {
             self.counters.count(DeviceCounter::DatagramsReceived);
-            self.take_packet(
-                &envelope,
-                Origin::Wire,
-                None,
-                packet,
-                now,
-                &mut scratch.wakes,
-                &mut scratch.touched,
-            );
+            self.check(&envelope, Origin::Wire, bytes).map(|packet| (packet, bytes.len()))
+        });
+        let mut next = packets.next();
+        while let Some((packet, len)) = next.take() {
+            let dest_qp = packet.bth.dest_qp;
+            if dest_qp == MULTICAST {
+                for qp in self.members(&envelope, None) {
+                    let mut inner = qp.lock();
+                    self.hand_over(&qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
+                    self.settle(&qp, inner, Acks::Hold, now, scratch);
+                }
+                next = packets.next();
+            } else if let Some(qp) = self.queue_pair(dest_qp) {
+                // Packets come in runs; one run takes the lock once.
+                let mut inner = qp.lock();
+                self.hand_over(&qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
+                next = packets.next();
+                while let Some((packet, len)) = &next
+                    && packet.bth.dest_qp == dest_qp
+                {
+                    self.hand_over(&qp, &mut inner, &envelope, packet, *len, now, &mut scratch.wakes);
+                    next = packets.next();
+                }
+                self.settle(&qp, inner, Acks::Hold, now, scratch);
+            } else {
+                next = packets.next();
+            }
         }
     }
 
-    /// Checks a packet, BTH to ICRC, and gives it to the queue pair it is for. Every packet that goes no
-    /// further is counted by its reason.
-    #[expect(clippy::too_many_arguments, reason = "a packet, what is known of it, and where results go")]
-    pub(super) fn take_packet(
+    /// The queue pair of a number; packets for others are counted.
+    pub(super) fn queue_pair(&self, number: Qpn) -> Option<Arc<QueuePair>> {
+        let qp = self.queue_pairs().get(number).cloned();
+        if qp.is_none() {
+            self.counters.count(DeviceCounter::DropNoQueuePair);
+        }
+        qp
+    }
+
+    /// The members of a multicast group, or of the one that a packet's address stands for.
+    pub(super) fn members(&self, envelope: &Envelope, group: Option<[u8; 16]>) -> Vec<Arc<QueuePair>> {
+        let members = self.multicast.members(group, envelope.to.ip());
+        if members.is_empty() {
+            self.counters.count(DeviceCounter::DropMulticast);
+        }
+        members
+    }
+
+    /// Checks a packet, BTH to ICRC. Every packet that goes no further is counted by its reason.
+    pub(super) fn check<'b>(
         &self,
         envelope: &Envelope,
         origin: Origin,
-        group: Option<[u8; 16]>,
-        bytes: &[u8],
-        now: Time,
-        wakes: &mut Wakes,
-        touched: &mut Touched,
-    ) {
+        bytes: &'b [u8],
+    ) -> Option<Packet<'b>> {
         // The shape before the ICRC: a cheap check before a dear one, and lengths that hold after it.
         let packet = match Packet::parse(bytes) {
             Ok(packet) => packet,
-            Err(e) => return self.counters.count(drop_reason(e)),
+            Err(e) => {
+                self.counters.count(drop_reason(e));
+                return None;
+            }
         };
         if origin != Origin::Local && !self.check_icrc(envelope, origin, bytes) {
-            return self.counters.count(DeviceCounter::IcrcError);
+            self.counters.count(DeviceCounter::IcrcError);
+            return None;
         }
         if packet.bth.opcode == Opcode::CNP {
-            return self.counters.count(DeviceCounter::Cnp);
+            self.counters.count(DeviceCounter::Cnp);
+            return None;
         }
-        let deliver = |qp: &Arc<QueuePair>, wakes: &mut Wakes, touched: &mut Touched| {
-            self.deliver(qp, envelope, &packet, bytes.len(), now, wakes, touched);
-        };
-        match group {
-            None if packet.bth.dest_qp != MULTICAST => {
-                let qp = self.queue_pairs().get(packet.bth.dest_qp).cloned();
-                match qp {
-                    Some(qp) => deliver(&qp, wakes, touched),
-                    None => self.counters.count(DeviceCounter::DropNoQueuePair),
-                }
-            }
-            group => {
-                let members = self.multicast.members(group, envelope.to.ip());
-                if members.is_empty() {
-                    self.counters.count(DeviceCounter::DropMulticast);
-                }
-                for qp in members {
-                    deliver(&qp, wakes, touched);
-                }
-            }
-        }
+        Some(packet)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "as `take_packet`")]
-    fn deliver(
+    /// Gives a packet of `len` bytes from BTH to ICRC to its queue pair.
+    #[expect(clippy::too_many_arguments, reason = "a packet, what is known of it, and where results go")]
+    pub(super) fn hand_over(
         &self,
-        qp: &Arc<QueuePair>,
+        qp: &QueuePair,
+        inner: &mut Inner,
         envelope: &Envelope,
         packet: &Packet<'_>,
         len: usize,
         now: Time,
         wakes: &mut Wakes,
-        touched: &mut Touched,
     ) {
         let grh;
         let mut meta = PacketMeta::default();
-        let mut inner = qp.lock();
         if qp.transport == Transport::Ud {
             grh = envelope.global_route_header(len);
             meta.grh = Some(&grh);
@@ -122,8 +127,6 @@ impl Device {
         with_host!(self, qp, inner, wakes, now, |machine, host| {
             machine.handle_packet(now, &mut host, packet, &meta);
         });
-        drop(inner);
-        touched.add(qp);
     }
 
     /// Whether the ICRC fits. The identification of a received IPv4 header is not known, so any that

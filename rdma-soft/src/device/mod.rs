@@ -14,6 +14,7 @@ mod completion_queue;
 mod counters;
 mod egress;
 mod events;
+mod inbox;
 mod ingress;
 mod lists;
 mod memory;
@@ -31,7 +32,7 @@ mod slab;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -51,7 +52,6 @@ pub(crate) use receive_queue::{ReceiveError, SharedReceiveQueue};
 use background::Background;
 use counters::Counters;
 use egress::Delayed;
-use ingress::Origin;
 use lists::Lists;
 use queue_pair::NEVER;
 use settings::Settings;
@@ -84,6 +84,10 @@ pub(crate) struct Device {
     next_deadline: AtomicU64,
     /// Queue pairs that packets from the socket can be for.
     remote_peers: AtomicUsize,
+    /// All completion queues, for the background thread.
+    completion_queues: Mutex<Vec<Weak<CompletionQueue>>>,
+    /// Inboxes may hold packets that nobody polls for.
+    local_pending: AtomicBool,
     delayed: Delayed,
     background: Background,
     counters: Counters,
@@ -183,6 +187,8 @@ impl Handle {
             lists: Lists::default(),
             next_deadline: AtomicU64::new(NEVER),
             remote_peers: AtomicUsize::new(0),
+            completion_queues: Mutex::default(),
+            local_pending: AtomicBool::new(false),
             delayed: Delayed::default(),
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),

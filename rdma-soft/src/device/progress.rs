@@ -13,7 +13,7 @@
 //! sleep that follows is close enough.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use super::completion_queue::{CompletionQueue, Entry};
 use super::counters::DeviceCounter;
@@ -31,7 +31,7 @@ const PATIENCE: u32 = 16 * SOCKET_POLL;
 /// Between two looks at the timers, counted likewise.
 const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
 /// Where all peers are in this process: between two looks at the socket, and how long acknowledgements are
-/// held, counted likewise.
+/// held and packets left to the threads they are for, counted likewise.
 const LOCAL_SOCKET_EVERY: u32 = 256;
 const LOCAL_HOLD: u32 = 16;
 /// Queue pairs that one call looks after before it returns to its caller.
@@ -73,7 +73,7 @@ impl Device {
             let mut receiver = self.receiver();
             loop {
                 let received = self.receive(&mut receiver, scratch);
-                self.serve_touched(scratch);
+                self.serve_sleepers(scratch);
                 if let Some(found) = found() {
                     return Some(found);
                 }
@@ -90,7 +90,8 @@ impl Device {
             self.counters.count(DeviceCounter::Drives);
             self.serve_held(scratch);
             self.serve_lists(self.now(), scratch);
-            self.serve_touched(scratch);
+            self.serve_sent_to(scratch);
+            self.serve_sleepers(scratch);
         });
     }
 
@@ -98,6 +99,10 @@ impl Device {
     /// it can be: the clock is read for a reason only.
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.counters.count(DeviceCounter::Drives);
+        if self.serve_inbox(cq, false, scratch) {
+            self.serve_sleepers(scratch);
+            return true;
+        }
         let before = scratch.idle_polls;
         let passed = |every: u32, after: u32| before / every != after / every;
         let all_local = self.remote_peers.load(Ordering::Relaxed) == 0;
@@ -108,6 +113,9 @@ impl Device {
         if !scratch.held.is_empty() && (!all_local || before >= LOCAL_HOLD) {
             worked |= self.serve_held(scratch);
         }
+        if !scratch.sent_to.is_empty() && before >= LOCAL_HOLD {
+            worked |= self.serve_sent_to(scratch);
+        }
         if self.lists.runnable.len() > 0 || self.has_delayed() || passed(TIMERS_EVERY, scratch.idle_polls) {
             worked |= self.serve_lists(self.now(), scratch);
         }
@@ -115,7 +123,7 @@ impl Device {
         if look && let Ok(mut receiver) = self.receiver.try_lock() {
             worked |= self.receive(&mut receiver, scratch);
         }
-        worked |= self.serve_touched(scratch);
+        worked |= self.serve_sleepers(scratch);
         worked
     }
 
@@ -158,26 +166,6 @@ impl Device {
         worked
     }
 
-    /// Lets queue pairs that took packets send what follows from them.
-    pub(super) fn serve_touched(&self, scratch: &mut Scratch) -> bool {
-        let Some(mut qp) = scratch.touched.pop() else { return false };
-        let now = self.now();
-        for _ in 0..PER_CALL {
-            self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
-            match scratch.touched.pop() {
-                Some(next) => qp = next,
-                None => return true,
-            }
-        }
-        // Queue pairs of this process can keep each other busy; the rest has its turn with the next call.
-        scratch.touched.add(&qp);
-        while let Some(qp) = scratch.touched.pop() {
-            self.lists.runnable.add(&qp);
-            self.note_deadline(now);
-        }
-        true
-    }
-
     fn serve_timers(&self, now: Time, scratch: &mut Scratch) -> bool {
         let mut due = Vec::new();
         self.next_deadline.store(NEVER, Ordering::SeqCst);
@@ -191,7 +179,7 @@ impl Device {
             // An acknowledgement that was held until now was held long enough.
             self.settle(qp, inner, Acks::Flush, now, scratch);
         }
-        self.release_held(now, scratch);
+        self.release_held(scratch);
         !due.is_empty()
     }
 
@@ -211,6 +199,18 @@ impl Device {
             self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
             self.background.expect_by(deadline);
         }
+    }
+
+    /// Arms a completion queue that a thread is about to sleep for.
+    pub(crate) fn arm(&self, cq: &CompletionQueue, solicited_only: bool) {
+        cq.arm(solicited_only);
+        // Packets that came before: their sender did not see that the queue is armed.
+        fence(Ordering::SeqCst);
+        scratch::with(|scratch| {
+            if self.serve_inbox(cq, true, scratch) {
+                self.serve_sleepers(scratch);
+            }
+        });
     }
 
     /// Work that has no timer of its own is to be looked at soon.

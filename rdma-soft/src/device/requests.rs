@@ -1,10 +1,11 @@
 //! What programs ask of queue pairs: create, change, post, destroy.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::Device;
+use super::completion_queue::CompletionQueue;
 use super::peer::Peer;
 use super::queue_pair::{Inner, Parts, QueuePair, flushed_receive, with_host};
 use super::receive_queue::ReceiveError;
@@ -14,6 +15,13 @@ use crate::proto::{Acks, Attributes, Host, ModifyError, PostError, SendRequest, 
 use crate::wire::Transport;
 
 impl Device {
+    pub(crate) fn create_completion_queue(&self, cq: CompletionQueue) -> Arc<CompletionQueue> {
+        let cq = Arc::new(cq);
+        let mut all = self.completion_queues.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Arc::downgrade(&cq));
+        cq
+    }
+
     pub(crate) fn create_queue_pair(&self, parts: Parts) -> Result<Arc<QueuePair>, Full> {
         let mut created = None;
         // 0 and 1 are the management queue pairs, the highest number is that of multicast.
@@ -70,7 +78,7 @@ impl Device {
         if qp.listed.owes_ack.load(Ordering::Relaxed) {
             scratch::with(|scratch| {
                 self.settle(qp, qp.lock(), Acks::Flush, self.now(), scratch);
-                self.serve_touched(scratch);
+                self.serve_sleepers(scratch);
             });
         }
     }
@@ -102,7 +110,7 @@ impl Device {
                 inner.peer = Some(Arc::new(peer));
             }
             self.settle(qp, inner, Acks::Hold, now, scratch);
-            self.serve_touched(scratch);
+            self.serve_sleepers(scratch);
             Ok(())
         })
     }
@@ -122,7 +130,7 @@ impl Device {
             });
             // What is owed goes with what was posted.
             self.settle(qp, inner, Acks::Flush, now, scratch);
-            self.serve_touched(scratch);
+            self.serve_sleepers(scratch);
         });
     }
 

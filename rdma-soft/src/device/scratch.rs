@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use super::channel::Channel;
 use super::completion_queue::CompletionQueue;
 use super::egress::Batch;
+use super::inbox::SentTo;
 use super::queue_pair::QueuePair;
 
 /// Per thread.
@@ -14,8 +15,8 @@ use super::queue_pair::QueuePair;
 pub(super) struct Scratch {
     pub(super) batch: Batch,
     pub(super) wakes: Wakes,
-    /// Queue pairs that took packets and may have something to send.
-    pub(super) touched: Touched,
+    /// Where this thread put packets for other threads.
+    pub(super) sent_to: SentTo,
     /// Queue pairs whose acknowledgements this thread held, to be sent when it polls in vain.
     pub(super) held: Held,
     /// Polls in a row that found nothing.
@@ -68,24 +69,6 @@ impl Wakes {
         for channel in self.0.drain(..) {
             channel.events.signal();
         }
-    }
-}
-
-/// Queue pairs, each once.
-#[derive(Debug, Default)]
-pub(super) struct Touched(Vec<Arc<QueuePair>>);
-
-impl Touched {
-    pub(super) fn add(&mut self, qp: &Arc<QueuePair>) {
-        // Packets come in runs: looking at the last one finds nearly all repetitions, and the rest cost
-        // one look at a queue pair that has nothing to do.
-        if !self.0.last().is_some_and(|last| Arc::ptr_eq(last, qp)) {
-            self.0.push(Arc::clone(qp));
-        }
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
-        self.0.pop()
     }
 }
 
