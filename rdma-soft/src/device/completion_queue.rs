@@ -52,8 +52,6 @@ pub(crate) struct CompletionQueue {
     len: AtomicUsize,
     /// Packets of this process for queue pairs that use it.
     pub(super) inbox: Inbox,
-    /// Whether a thread may sleep until the next completion.
-    is_armed: AtomicBool,
     /// Armed since the last poll.
     just_armed: AtomicBool,
     /// What the program knows it by: the address of the C structure, never followed here.
@@ -86,7 +84,6 @@ impl CompletionQueue {
             }),
             len: AtomicUsize::new(0),
             inbox: Inbox::default(),
-            is_armed: AtomicBool::new(false),
             just_armed: AtomicBool::new(false),
             identity,
             channel,
@@ -122,7 +119,7 @@ impl CompletionQueue {
             return Pushed::Quiet;
         }
         inner.armed = Armed::No;
-        self.is_armed.store(false, Ordering::Relaxed);
+        self.inbox.set_armed(false);
         if self.channel.is_some() { Pushed::Notify } else { Pushed::Quiet }
     }
 
@@ -155,18 +152,13 @@ impl CompletionQueue {
     /// Asks for an event when the next completion comes; a solicited-only request never weakens one for any.
     pub(super) fn arm(&self, solicited_only: bool) {
         self.just_armed.store(self.channel.is_some(), Ordering::Relaxed);
-        self.is_armed.store(self.channel.is_some(), Ordering::Relaxed);
+        self.inbox.set_armed(self.channel.is_some());
         let mut inner = self.lock();
         if !solicited_only {
             inner.armed = Armed::Any;
         } else if inner.armed == Armed::No {
             inner.armed = Armed::Solicited;
         }
-    }
-
-    /// Whether a thread may sleep until the next completion.
-    pub(super) fn is_armed(&self) -> bool {
-        self.is_armed.load(Ordering::Relaxed)
     }
 
     /// Forgets packets that came for its queue pairs, which are all destroyed.

@@ -9,18 +9,22 @@
 //! for then its thread sleeps; by the sender when it polls in vain for a while; or by the background
 //! thread's next tick.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+
+use crossbeam_utils::CachePadded;
 
 use super::Device;
 use super::completion_queue::CompletionQueue;
 use super::counters::DeviceCounter;
 use super::egress::Origin;
+use super::peer::{Peer, address_of_gid};
 use super::queue_pair::QueuePair;
 use super::scratch::Scratch;
 use crate::net::Envelope;
 use crate::proto::Acks;
-use crate::wire::Packet;
+use crate::wire::{Packet, Qpn, ROCE_V2_PORT};
 
 /// More bytes than this are dropped, as a socket's buffer does.
 const MOST: usize = 8 << 20;
@@ -28,72 +32,126 @@ const MOST: usize = 8 << 20;
 const KEEP: usize = 256 << 10;
 
 /// Packets on their way to queue pairs of one completion queue.
+///
+/// Everything that sender and receiver share is in one cache line, but for the packets themselves.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    queue: Mutex<Letters>,
-    /// How many wait, to see without the lock that none does.
-    len: AtomicUsize,
-    /// Who holds this takes packets out, so that they stay in order; the buffers are exchanged with those of
-    /// the queue.
-    reader: Mutex<Letters>,
+    shared: CachePadded<Shared>,
+    /// Who holds this takes packets out, so that they stay in order; the buffer is exchanged with that of the
+    /// queue.
+    reader: CachePadded<Mutex<Vec<u8>>>,
 }
 
 #[derive(Debug, Default)]
-struct Letters {
-    bytes: Vec<u8>,
-    list: Vec<Letter>,
+struct Shared {
+    /// [`Letter`]s, each followed by its packet, BTH to ICRC.
+    queue: Mutex<Vec<u8>>,
+    /// Whether any wait, to see without the lock that none does.
+    waiting: AtomicBool,
+    /// Whether a thread may sleep until the next completion.
+    armed: AtomicBool,
 }
 
-#[derive(Debug)]
+/// What is written in front of a packet. All comes from this device's address and goes to it, but for
+/// datagrams to a group, which say where to for their receivers' route headers.
+#[derive(Debug, Clone, Copy)]
 struct Letter {
-    qp: Arc<QueuePair>,
-    envelope: Envelope,
-    /// In `bytes`, BTH to ICRC; one begins where the one before ends.
-    len: usize,
+    qp_num: Qpn,
+    len: u16,
+    traffic_class: u8,
+    group: Option<[u8; 16]>,
 }
 
-impl Letters {
-    fn clear(&mut self) {
-        self.list.clear();
-        self.bytes.clear();
-        if self.bytes.capacity() > KEEP {
-            self.bytes = Vec::new();
+impl Letter {
+    /// Without a group's address.
+    const LEN: usize = 8;
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut head = [0; Self::LEN];
+        head[..4].copy_from_slice(&self.qp_num.to_ne_bytes());
+        head[4..6].copy_from_slice(&self.len.to_ne_bytes());
+        head[6] = self.traffic_class;
+        head[7] = u8::from(self.group.is_some());
+        out.extend_from_slice(&head);
+        if let Some(group) = &self.group {
+            out.extend_from_slice(group);
         }
+    }
+
+    /// The first letter and its packet, and what follows.
+    fn read(bytes: &[u8]) -> Option<(Letter, &[u8], &[u8])> {
+        let (head, mut rest) = bytes.split_first_chunk::<{ Self::LEN }>()?;
+        let [a, b, c, d, e, f, traffic_class, has_group] = *head;
+        let (qp_num, len) = (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]));
+        let mut group = None;
+        if has_group != 0 {
+            let (address, after) = rest.split_first_chunk::<16>()?;
+            (group, rest) = (Some(*address), after);
+        }
+        let (packet, after) = rest.split_at_checked(usize::from(len))?;
+        Some((Letter { qp_num, len, traffic_class, group }, packet, after))
     }
 }
 
 impl Inbox {
     pub(super) fn is_empty(&self) -> bool {
-        self.len.load(Ordering::Acquire) == 0
+        !self.shared.waiting.load(Ordering::Acquire)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Letters> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn is_armed(&self) -> bool {
+        self.shared.armed.load(Ordering::Relaxed)
     }
 
-    /// False if there is no room.
-    fn push(&self, qp: Arc<QueuePair>, envelope: &Envelope, packet: &[u8]) -> bool {
-        let mut queue = self.queue();
-        if queue.bytes.len() + packet.len() > MOST {
-            return false;
-        }
-        queue.bytes.extend_from_slice(packet);
-        queue.list.push(Letter { qp, envelope: *envelope, len: packet.len() });
-        self.len.store(queue.list.len(), Ordering::Release);
-        true
+    pub(super) fn set_armed(&self, armed: bool) {
+        self.shared.armed.store(armed, Ordering::Relaxed);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queue, to write to; what is written waits from now on.
+    fn open(&self, sent_to: &mut SentTo, owner: &Arc<CompletionQueue>) -> MutexGuard<'_, Vec<u8>> {
+        sent_to.add(owner);
+        let queue = self.queue();
+        // Seen before the lock is free: then the reader waits for that.
+        self.shared.waiting.store(true, Ordering::Release);
+        queue
     }
 
     /// Exchanges what waits for `empty`.
-    fn take(&self, empty: &mut Letters) {
+    fn take(&self, empty: &mut Vec<u8>) {
         let mut queue = self.queue();
         std::mem::swap(&mut *queue, empty);
-        self.len.store(0, Ordering::Release);
+        self.shared.waiting.store(false, Ordering::Release);
     }
 
-    /// Forgets what waits, and with it the queue pairs that it is for.
+    /// Forgets what waits.
     pub(super) fn clear(&self) {
         self.queue().clear();
-        self.len.store(0, Ordering::Release);
+        self.shared.waiting.store(false, Ordering::Release);
+    }
+}
+
+/// The inboxes of a queue pair of this process, as its peer knows them.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// Where the thread polls that waits for requests of the peer, and for answers.
+    requests: Weak<CompletionQueue>,
+    answers: Weak<CompletionQueue>,
+}
+
+impl Route {
+    fn inbox_of(&self, is_request: bool) -> Option<Arc<CompletionQueue>> {
+        if is_request { self.requests.upgrade() } else { self.answers.upgrade() }
+    }
+
+    fn is_one_inbox(&self) -> bool {
+        self.requests.ptr_eq(&self.answers)
+    }
+
+    fn to(qp: &QueuePair) -> Self {
+        Route { requests: Arc::downgrade(&qp.recv_cq), answers: Arc::downgrade(&qp.send_cq) }
     }
 }
 
@@ -114,34 +172,77 @@ impl SentTo {
 }
 
 impl Device {
-    /// Puts a packet of this process into the inbox it belongs to.
-    pub(super) fn post_locally(
+    /// Puts packets of a connection to a queue pair of this process into the inboxes they belong to.
+    pub(super) fn post_locally<'b>(
         &self,
-        envelope: &Envelope,
+        peer: &Peer,
         origin: Origin,
-        group: Option<[u8; 16]>,
+        packets: impl Iterator<Item = &'b [u8]>,
+        sent_to: &mut SentTo,
+    ) {
+        let envelope = self.envelope_to(peer, 0);
+        let mut packets = packets.filter_map(|bytes| {
+            self.counters.count(DeviceCounter::LocalPackets);
+            self.check(&envelope, origin, bytes).map(|packet| (packet, bytes))
+        });
+        let Some((first, mut bytes)) = packets.next() else { return };
+        let (mut qp_num, mut is_request) = (first.bth.dest_qp, first.info().is_request());
+        if peer.route.get().is_none() {
+            let Some(qp) = self.queue_pair(qp_num) else { return };
+            peer.route.get_or_init(|| Route::to(&qp));
+        }
+        let Some(route) = peer.route.get() else { return };
+        loop {
+            // The lock is kept as long as packets go to the same inbox.
+            let cq = route.inbox_of(is_request);
+            let mut queue = cq.as_ref().map(|cq| cq.inbox.open(sent_to, cq));
+            loop {
+                self.write_letter(queue.as_deref_mut(), qp_num, peer.traffic_class, None, bytes);
+                let Some((packet, next)) = packets.next() else { return };
+                (qp_num, bytes) = (packet.bth.dest_qp, next);
+                if std::mem::replace(&mut is_request, packet.info().is_request()) != is_request
+                    && !route.is_one_inbox()
+                {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Puts a datagram into the inboxes of the members of its group in this process.
+    pub(super) fn post_to_group(
+        &self,
+        peer: &Peer,
+        origin: Origin,
+        group: [u8; 16],
         bytes: &[u8],
         sent_to: &mut SentTo,
     ) {
         self.counters.count(DeviceCounter::LocalPackets);
-        let Some(packet) = self.check(envelope, origin, bytes) else { return };
-        let is_request = packet.info().is_request();
-        let mut post = |qp: Arc<QueuePair>| {
-            // Where the thread that waits for the outcome polls: a receiver, or the sender of a request.
-            let cq = Arc::clone(if is_request { &qp.recv_cq } else { &qp.send_cq });
-            if cq.inbox.push(qp, envelope, bytes) {
-                sent_to.add(&cq);
-            } else {
-                self.counters.count(DeviceCounter::DropInboxFull);
+        let envelope = self.envelope_to(peer, 0);
+        if self.check(&envelope, origin, bytes).is_none() {
+            return;
+        }
+        for qp in self.members(&envelope, Some(group)) {
+            let mut queue = qp.recv_cq.inbox.open(sent_to, &qp.recv_cq);
+            self.write_letter(Some(&mut queue), qp.qp_num, peer.traffic_class, Some(group), bytes);
+        }
+    }
+
+    fn write_letter(
+        &self,
+        queue: Option<&mut Vec<u8>>,
+        qp_num: Qpn,
+        traffic_class: u8,
+        group: Option<[u8; 16]>,
+        packet: &[u8],
+    ) {
+        match (queue, u16::try_from(packet.len())) {
+            (Some(queue), Ok(len)) if queue.len() + packet.len() <= MOST => {
+                Letter { qp_num, len, traffic_class, group }.write(queue);
+                queue.extend_from_slice(packet);
             }
-        };
-        match group {
-            Some(_) => self.members(envelope, group).into_iter().for_each(post),
-            None => {
-                if let Some(qp) = self.queue_pair(packet.bth.dest_qp) {
-                    post(qp);
-                }
-            }
+            _ => self.counters.count(DeviceCounter::DropInboxFull),
         }
     }
 
@@ -157,7 +258,7 @@ impl Device {
             {
                 // Pairs with the fence of `arm`.
                 std::sync::atomic::fence(Ordering::SeqCst);
-                if cq.is_armed() {
+                if cq.inbox.is_armed() {
                     worked |= self.serve_inbox(&cq, true, scratch);
                 } else if !self.local_pending.load(Ordering::Relaxed) {
                     self.local_pending.store(true, Ordering::SeqCst);
@@ -214,33 +315,51 @@ impl Device {
             Err(TryLockError::WouldBlock) => return false,
         };
         cq.inbox.take(&mut letters);
-        let Letters { bytes, list } = &mut *letters;
-        let mut rest = bytes.as_slice();
-        let mut list = list.drain(..).peekable();
         let now = self.now();
-        while let Some(Letter { qp, envelope, len }) = list.next() {
-            let mut inner = qp.lock();
-            let (mut packet, mut after) = rest.split_at(len);
-            loop {
-                if let Ok(parsed) = Packet::parse(packet) {
-                    self.hand_over(
-                        &qp,
-                        &mut inner,
-                        &envelope,
-                        &parsed,
-                        packet.len(),
-                        now,
-                        &mut scratch.wakes,
-                    );
+        let own = SocketAddr::new(self.address, ROCE_V2_PORT);
+        let mut envelope = Envelope { from: own, to: own, traffic_class: 0, identification: 0 };
+        let mut next = Letter::read(&letters);
+        while let Some((Letter { qp_num, .. }, ..)) = next {
+            let qp = self.queue_pair(qp_num);
+            let mut inner = qp.as_ref().map(|qp| qp.lock());
+            while let Some((letter, packet, rest)) = next
+                && letter.qp_num == qp_num
+            {
+                envelope.traffic_class = letter.traffic_class;
+                envelope.to = letter.group.map_or(own, |g| SocketAddr::new(address_of_gid(g), ROCE_V2_PORT));
+                if let (Some(qp), Some(inner), Ok(parsed)) = (&qp, &mut inner, Packet::parse(packet)) {
+                    self.hand_over(qp, inner, &envelope, &parsed, packet.len(), now, &mut scratch.wakes);
                 }
-                let Some(next) = list.next_if(|next| Arc::ptr_eq(&next.qp, &qp)) else { break };
-                (packet, after) = after.split_at(next.len);
+                next = Letter::read(rest);
             }
-            rest = after;
-            self.settle(&qp, inner, Acks::Hold, now, scratch);
+            if let (Some(qp), Some(inner)) = (&qp, inner) {
+                self.settle(qp, inner, Acks::Hold, now, scratch);
+            }
         }
-        drop(list);
         letters.clear();
+        if letters.capacity() > KEEP {
+            *letters = Vec::new();
+        }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letters_come_out_as_they_went_in() {
+        let mut bytes = Vec::new();
+        for (qp_num, group) in [(7, None), (0xff_fffe, Some([9; 16]))] {
+            Letter { qp_num, len: 3, traffic_class: 5, group }.write(&mut bytes);
+            bytes.extend_from_slice(&[1, 2, 3]);
+        }
+        let (first, packet, rest) = Letter::read(&bytes).unwrap();
+        assert_eq!((first.qp_num, first.traffic_class, first.group, packet), (7, 5, None, &[1, 2, 3][..]));
+        let (second, packet, rest) = Letter::read(rest).unwrap();
+        assert_eq!((second.qp_num, second.group, packet), (0xff_fffe, Some([9; 16]), &[1, 2, 3][..]));
+        assert!(Letter::read(rest).is_none());
+        assert!(Letter::read(&bytes[..10]).is_none());
     }
 }

@@ -1,8 +1,11 @@
 //! Where packets go: GIDs, IP addresses and the ICRC's view of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::sync::OnceLock;
 
 use socket2::SockAddr;
+
+use super::inbox::Route;
 
 use crate::wire::ROCE_V2_PORT;
 
@@ -16,6 +19,8 @@ pub(crate) struct Peer {
     pub(super) traffic_class: u8,
     /// In this process, not to be reached through the socket.
     pub(super) is_local: bool,
+    /// Where its packets are put then, for a connection; found with the first.
+    pub(super) route: OnceLock<Route>,
 }
 
 /// The first bytes of the MAC address that stands for a device on an IPv4 address: locally
@@ -75,7 +80,7 @@ impl Peer {
             }
             _ => SocketAddr::new(address, ROCE_V2_PORT),
         };
-        Peer { address, to: address.into(), traffic_class, is_local }
+        Peer { address, to: address.into(), traffic_class, is_local, route: OnceLock::new() }
     }
 }
 
