@@ -67,7 +67,8 @@ pub trait Host {
     fn scatter(&mut self, sges: &[Sge], offset: u32, data: &[u8]) -> Result<(), LocalError>;
 
     /// Takes the next receive from the receive queue or the shared receive queue and keeps it as the current
-    /// one of this queue pair until [`complete`](Self::complete) is called for it. `None` if none is posted.
+    /// one of this queue pair until [`complete`](Self::complete) is called for it or the queue pair is brought to
+    /// RESET, which forgets it. `None` if none is posted.
     fn next_receive(&mut self) -> Option<ReceiveRequest>;
 
     /// Copies `data` into the current receive from `offset` on. The caller has checked the length.

@@ -64,7 +64,8 @@ impl QueuePair {
             host.count(Counter::DropNoReceive);
             return;
         };
-        // The receive stays for the next datagram.
+        // Dropped in silence, and the receive stays for the next datagram: an error of class D (clause 9.9.3), as in rxe.
+        // A completion in error would let any sender use up the receives of a queue pair that serves many.
         if receive.length < u64::from(GRH_LEN + len) {
             host.count(Counter::DropLength);
             return;
