@@ -5,6 +5,6 @@ one_rxe || { result FAILED examples rxe0 "no device came up"; exit 1; }
 while read -r name path arguments; do
   # The arguments are words.
   # shellcheck disable=SC2086
-  run examples "$name" 60 "$path" $arguments
+  run examples "$name $arguments" 60 "$path" $arguments
 done </run/out/examples.list
 exit 0
