@@ -9,12 +9,12 @@ use verbs_sys::*;
 
 /// Exports a function from a number to a text; unknown numbers have a text too.
 macro_rules! texts {
-    ($(fn $name:ident($ty:ty) { $($($value:path)|+ => $text:literal,)* else $unknown:literal })*) => {$(
+    ($(fn $name:ident($ty:ty) else $unknown:literal { $($value:path => $text:literal,)* })*) => {$(
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(value: $ty) -> *const c_char {
             #[allow(unreachable_patterns, reason = "aliases of one value")]
             let text: &'static CStr = match value {
-                $($($value)|+ => $text,)*
+                $($value => $text,)*
                 _ => $unknown,
             };
             text.as_ptr()
@@ -23,7 +23,7 @@ macro_rules! texts {
 }
 
 texts! {
-    fn ibv_wc_status_str(ibv_wc_status) {
+    fn ibv_wc_status_str(ibv_wc_status) else c"unknown" {
         ibv_wc_status::IBV_WC_SUCCESS => c"success",
         ibv_wc_status::IBV_WC_LOC_LEN_ERR => c"local length error",
         ibv_wc_status::IBV_WC_LOC_QP_OP_ERR => c"local QP operation error",
@@ -48,9 +48,8 @@ texts! {
         ibv_wc_status::IBV_WC_GENERAL_ERR => c"general error",
         ibv_wc_status::IBV_WC_TM_ERR => c"tag matching error",
         ibv_wc_status::IBV_WC_TM_RNDV_INCOMPLETE => c"tag matching rendezvous incomplete",
-        else c"unknown"
     }
-    fn ibv_node_type_str(ibv_node_type) {
+    fn ibv_node_type_str(ibv_node_type) else c"unknown" {
         ibv_node_type::IBV_NODE_CA => c"InfiniBand channel adapter",
         ibv_node_type::IBV_NODE_SWITCH => c"InfiniBand switch",
         ibv_node_type::IBV_NODE_ROUTER => c"InfiniBand router",
@@ -58,18 +57,16 @@ texts! {
         ibv_node_type::IBV_NODE_USNIC => c"usNIC",
         ibv_node_type::IBV_NODE_USNIC_UDP => c"usNIC UDP",
         ibv_node_type::IBV_NODE_UNSPECIFIED => c"unspecified",
-        else c"unknown"
     }
-    fn ibv_port_state_str(ibv_port_state) {
+    fn ibv_port_state_str(ibv_port_state) else c"unknown" {
         ibv_port_state::IBV_PORT_NOP => c"no state change (NOP)",
         ibv_port_state::IBV_PORT_DOWN => c"down",
         ibv_port_state::IBV_PORT_INIT => c"init",
         ibv_port_state::IBV_PORT_ARMED => c"armed",
         ibv_port_state::IBV_PORT_ACTIVE => c"active",
         ibv_port_state::IBV_PORT_ACTIVE_DEFER => c"active defer",
-        else c"unknown"
     }
-    fn ibv_event_type_str(ibv_event_type) {
+    fn ibv_event_type_str(ibv_event_type) else c"unknown" {
         ibv_event_type::IBV_EVENT_CQ_ERR => c"CQ error",
         ibv_event_type::IBV_EVENT_QP_FATAL => c"local work queue catastrophic error",
         ibv_event_type::IBV_EVENT_QP_REQ_ERR => c"invalid request local work queue error",
@@ -90,7 +87,6 @@ texts! {
         ibv_event_type::IBV_EVENT_CLIENT_REREGISTER => c"client reregistration",
         ibv_event_type::IBV_EVENT_GID_CHANGE => c"GID table change",
         ibv_event_type::IBV_EVENT_WQ_FATAL => c"work queue fatal error",
-        else c"unknown"
     }
 }
 

@@ -1,7 +1,10 @@
 //! What the tests of `rdma-core` share: the device under test, and connected pairs on it.
-
-#![allow(unreachable_pub, dead_code, reason = "a module of several test programs, each of which uses a part")]
-#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it, and fails by panicking")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test uses a part of it, and fails by panicking"
+)]
 
 use std::time::{Duration, Instant};
 
