@@ -39,7 +39,9 @@ pub unsafe extern "C" fn ibv_get_device_list(num_devices: *mut c_int) -> *mut *m
     for (list, length) in [(soft, soft_count), (system, system_count)] {
         for index in 0..length {
             // SAFETY: the provider said that its list has `length` entries.
-            all.push(unsafe { *list.add(index) });
+            let entry = unsafe { list.add(index) };
+            // SAFETY: as above.
+            all.push(unsafe { *entry });
         }
     }
     all.push(ptr::null_mut());

@@ -15,8 +15,10 @@ pub(crate) fn system() -> Option<&'static Verbs> {
 ///
 /// `device` is an entry of a device list that has not been freed, or the device of a live context.
 pub(crate) unsafe fn of_device(device: *const ibv_device) -> &'static Verbs {
-    // SAFETY: a device is live (contract above), and every provider ends its name with a zero.
-    let name = unsafe { CStr::from_ptr((&raw const (*device).name).cast()) };
+    // SAFETY: a device is live (contract above).
+    let name = unsafe { &raw const (*device).name };
+    // SAFETY: every provider ends the name with a zero.
+    let name = unsafe { CStr::from_ptr(name.cast()) };
     if name.to_bytes() == rdma_soft::DEVICE_NAME.as_bytes() {
         return rdma_soft::verbs();
     }

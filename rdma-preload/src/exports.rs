@@ -18,6 +18,7 @@ macro_rules! forward {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the caller passes a live object (manual page); its context or device is live with it.
+            #[allow(unused_unsafe, reason = "a context or device given directly needs no dereference")]
             let object = unsafe { $of };
             // SAFETY: as above.
             let verbs = unsafe { $table(object) };
@@ -29,6 +30,7 @@ macro_rules! forward {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the caller passes a live object (manual page); its context or device is live with it.
+            #[allow(unused_unsafe, reason = "a context or device given directly needs no dereference")]
             let object = unsafe { $of };
             // SAFETY: as above.
             let verbs = unsafe { $table(object) };

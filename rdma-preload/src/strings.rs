@@ -160,7 +160,9 @@ pub unsafe extern "C" fn ibv_read_sysfs_file(
     unsafe { ptr::copy_nonoverlapping(text.as_ptr(), buf.cast(), length) };
     if length < size {
         // SAFETY: as above: index `length` is inside the buffer.
-        unsafe { *buf.add(length) = 0 };
+        let end = unsafe { buf.add(length) };
+        // SAFETY: as above.
+        unsafe { *end = 0 };
     }
     c_int::try_from(length).unwrap_or(c_int::MAX)
 }
