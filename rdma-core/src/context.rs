@@ -1,6 +1,6 @@
 //! An open device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
@@ -10,6 +10,7 @@ use verbs_sys::{Verbs, ibv_context};
 
 use crate::cq::{CompletionChannel, CompletionQueueBuilder};
 use crate::device::{AtomicCapability, DeviceAttributes};
+use crate::event::ParkedEvent;
 use crate::inflight::QueueTable;
 use crate::pd::ProtectionDomain;
 use crate::qp::QueuePairHandle;
@@ -25,6 +26,8 @@ pub(crate) struct ContextInner {
     /// Queue pairs and shared receive queues by the address of the provider's object, for events.
     pub(crate) qps: Mutex<HashMap<NonZeroUsize, QueuePairHandle>>,
     pub(crate) srqs: Mutex<HashMap<NonZeroUsize, Weak<SrqInner>>>,
+    /// Events that someone who waited for another one took.
+    pub(crate) events: Mutex<VecDeque<ParkedEvent>>,
     attributes: OnceLock<DeviceAttributes>,
 }
 
@@ -43,6 +46,7 @@ impl ContextInner {
             queues,
             qps: Mutex::default(),
             srqs: Mutex::default(),
+            events: Mutex::default(),
             attributes: OnceLock::new(),
         })
     }

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use verbs_sys::{ibv_async_event, ibv_event_type as E};
 
 use crate::context::Context;
-use crate::cq::CompletionQueue;
+use crate::cq::{CompletionQueue, CqInner};
 use crate::qp::QueuePairHandle;
-use crate::srq::SharedReceiveQueue;
+use crate::srq::{SharedReceiveQueue, SrqInner};
 use crate::{Error, fd};
 
 /// What happened (`man ibv_get_async_event`; IBTA vol. 1, 11.6.3). The object it happened to is
@@ -102,6 +103,49 @@ impl EventKind {
     }
 }
 
+/// An event that waits for a reader. It keeps nothing alive: the context, which keeps it, would outlive itself.
+pub(crate) enum ParkedEvent {
+    QueuePair(EventKind, Option<QueuePairHandle>),
+    CompletionQueue(EventKind, Weak<CqInner>),
+    SharedReceiveQueue(EventKind, Weak<SrqInner>),
+    Port(EventKind, u8),
+    Device(EventKind),
+}
+
+impl ParkedEvent {
+    fn new(event: Event) -> ParkedEvent {
+        match event {
+            Event::QueuePair(kind, pair) => ParkedEvent::QueuePair(kind, pair),
+            Event::CompletionQueue(kind, cq) => {
+                ParkedEvent::CompletionQueue(kind, cq.map_or_else(Weak::new, |cq| Arc::downgrade(&cq.inner)))
+            }
+            Event::SharedReceiveQueue(kind, srq) => ParkedEvent::SharedReceiveQueue(
+                kind,
+                srq.map_or_else(Weak::new, |srq| Arc::downgrade(&srq.inner)),
+            ),
+            Event::Port(kind, port) => ParkedEvent::Port(kind, port),
+            Event::Device(kind) => ParkedEvent::Device(kind),
+        }
+    }
+
+    fn unpark(self) -> Event {
+        match self {
+            ParkedEvent::QueuePair(kind, pair) => Event::QueuePair(kind, pair),
+            ParkedEvent::CompletionQueue(kind, cq) => {
+                Event::CompletionQueue(kind, cq.upgrade().map(|inner| CompletionQueue { inner }))
+            }
+            ParkedEvent::SharedReceiveQueue(kind, srq) => {
+                Event::SharedReceiveQueue(kind, srq.upgrade().map(|inner| SharedReceiveQueue { inner }))
+            }
+            ParkedEvent::Port(kind, port) => Event::Port(kind, port),
+            ParkedEvent::Device(kind) => Event::Device(kind),
+        }
+    }
+}
+
+/// Events read at most before whoever waits for one looks whether it came.
+const PUMP: usize = 64;
+
 /// The asynchronous events of a context, as a file descriptor that is readable when there are some.
 ///
 /// There is one stream of events per context; several of these share it.
@@ -126,10 +170,30 @@ impl Context {
 impl AsyncEvents {
     /// Takes one event, without waiting, and acknowledges it; `None` when there are no more.
     ///
+    /// Whoever [drains](crate::QueuePair::drain) a pair with a shared receive queue reads events too, and leaves them here: a
+    /// reader that was woken by the descriptor and one that was not find the same.
+    ///
     /// # Errors
     ///
     /// What `ibv_get_async_event` says.
     pub fn next_event(&self) -> Result<Option<Event>, Error> {
+        let parked = self.context.inner.events.lock().pop_front();
+        match parked {
+            Some(event) => Ok(Some(event.unpark())),
+            None => self.read(),
+        }
+    }
+
+    /// Reads events and keeps them for `next_event`.
+    pub(crate) fn pump(&self) -> Result<(), Error> {
+        for _ in 0..PUMP {
+            let Some(event) = self.read()? else { break };
+            self.context.inner.events.lock().push_back(ParkedEvent::new(event));
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Option<Event>, Error> {
         let inner = &self.context.inner;
         // SAFETY: an integer and a union of pointers and integers: all zeroes are a value.
         let mut raw: ibv_async_event = unsafe { std::mem::zeroed() };
@@ -148,6 +212,10 @@ impl AsyncEvents {
         let event = self.resolve(&raw);
         // SAFETY: got above, acknowledged once; until then the object could not be destroyed.
         unsafe { (inner.verbs.ibv_ack_async_event)(&raw mut raw) };
+        // Not before: what is resolved may be the last handle, whose destruction waits for the acknowledgement.
+        if let Event::QueuePair(EventKind::LastWqeReached, Some(pair)) = &event {
+            pair.note_last_receive();
+        }
         Ok(Some(event))
     }
 
@@ -195,6 +263,9 @@ impl AsyncEvents {
     ///
     /// What `poll(2)` says.
     pub fn wait(&self, limit: Duration) -> Result<bool, Error> {
+        if !self.context.inner.events.lock().is_empty() {
+            return Ok(true);
+        }
         fd::wait_readable(self.as_raw_fd(), limit).map_err(|e| Error::verb("poll", e))
     }
 }

@@ -17,6 +17,8 @@ mod held;
 mod operation;
 mod queue;
 mod slot;
+#[cfg(all(test, loom))]
+mod slot_loom;
 mod table;
 
 pub(crate) use held::{Held, Keep, Kept};

@@ -103,7 +103,8 @@ impl<Q: Deref<Target = WorkQueue>> Operation<Q> {
                 Kind::Shared => Ok(0),
             };
             match polled {
-                Ok(0) if start.elapsed() >= limit => {
+                Ok(_) if this.is_finished() => {}
+                Ok(_) if start.elapsed() >= limit => {
                     return Err((Error::TimedOut { what: "the completion", limit }, this));
                 }
                 Ok(0) => std::thread::yield_now(),

@@ -4,8 +4,8 @@ use verbs_sys::{ibv_mw_bind, ibv_mw_bind_info, ibv_send_flags};
 
 use super::QueuePair;
 use super::post::fill;
-use super::state::CanSend;
-use super::transport::Connected;
+use super::state::{CanSend, State};
+use super::transport::{Connected, Transport};
 use crate::Error;
 use crate::cq::Opcode;
 use crate::inflight::{Meta, Operation, QueueRef};
@@ -24,7 +24,7 @@ impl Binding {
     }
 }
 
-impl<T: Connected, S: CanSend> QueuePair<T, S> {
+impl<T: Transport, S: State> QueuePair<T, S> {
     /// Binds a window of type 1 to `slice` (`man ibv_bind_mw`): an [`Operation`] of the send queue,
     /// and the token that peers can use once it completed.
     ///
@@ -36,7 +36,11 @@ impl<T: Connected, S: CanSend> QueuePair<T, S> {
         window: &MemoryWindow,
         slice: &SharedSlice,
         access: RemoteAccess,
-    ) -> Result<(Operation<QueueRef<'_>>, RemoteSlice), Error> {
+    ) -> Result<(Operation<QueueRef<'_>>, RemoteSlice), Error>
+    where
+        T: Connected,
+        S: CanSend,
+    {
         let inner = &*self.inner;
         if window.window_type() != WindowType::One {
             return Err(Error::Invalid {

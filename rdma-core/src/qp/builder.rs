@@ -7,7 +7,7 @@ use std::sync::Arc;
 use verbs_sys::{ibv_qp_cap, ibv_qp_init_attr};
 
 use super::QueuePair;
-use super::inner::{QpInner, QueuePairCapacity};
+use super::inner::{QpInner, QueuePairCapacity, SharedReceives};
 use super::state::Reset;
 use super::transport::Transport;
 use crate::Error;
@@ -171,6 +171,7 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             send_cq: Arc::clone(send_cq),
             recv_cq: Arc::clone(recv_cq),
             reserved,
+            shared: SharedReceives::default(),
             health,
             pd: Arc::clone(&self.pd.inner),
         });

@@ -78,6 +78,13 @@ impl QueuePairHandle {
         QueuePairHandle { inner: Arc::downgrade(inner), num: inner.num }
     }
 
+    /// The device has given back the last receive that the pair took from its shared queue.
+    pub(crate) fn note_last_receive(&self) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.shared.clear();
+        }
+    }
+
     /// The pair's number.
     #[must_use]
     pub fn num(&self) -> u32 {

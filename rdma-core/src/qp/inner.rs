@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state};
 
@@ -26,6 +27,29 @@ pub struct QueuePairCapacity {
     pub max_inline: u32,
 }
 
+/// What a pair may hold of its shared receive queue.
+#[derive(Debug, Default)]
+pub(crate) struct SharedReceives {
+    /// It may have taken receives, and the device has not said that it gave back the last.
+    awaited: AtomicBool,
+}
+
+impl SharedReceives {
+    /// From RTR on the pair takes receives, if it has a shared queue.
+    pub(super) fn take_from(&self, has_queue: bool) {
+        self.awaited.store(has_queue, Ordering::Relaxed);
+    }
+
+    /// The device has given back the last, or the pair was reset.
+    pub(crate) fn clear(&self) {
+        self.awaited.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
+    }
+}
+
 /// A live queue pair.
 pub(crate) struct QpInner {
     pub(crate) ptr: NonNull<ibv_qp>,
@@ -39,6 +63,7 @@ pub(crate) struct QpInner {
     pub(crate) recv_cq: Arc<CqInner>,
     /// Receive credits that the pair reserved for its shared receive queue.
     pub(crate) reserved: u32,
+    pub(crate) shared: SharedReceives,
     pub(crate) health: Arc<Health>,
     pub(crate) pd: Arc<PdInner>,
 }

@@ -1,10 +1,99 @@
 //! Queue pairs: the state machine in the types.
+//!
+//! # The states
+//!
+//! A queue pair is a send queue and a receive queue, driven by its owner through the states of IBTA vol. 1,
+//! 10.3.1. Here they are types: a [`QueuePair`] has its transport and its state as parameters, each step consumes
+//! the pair and gives it back in the next state, and what a state does not allow is no method of it.
+//!
+//! ```text
+//!             init            rtr              rts
+//!   RESET ----------> INIT ----------> RTR ----------> RTS <----------.
+//!     ^                 |                |              |  \           | resume
+//!     |                 |                |          sqd |   \          |
+//!     |                 |                |              v    \         |
+//!     |                 |                |             SQD ---+------->|
+//!     |                 |                |                     \       |
+//!     |                 |                |   a send failed      v      |
+//!     |                 |                |   (UC, UD)         SQE -----'
+//!     |                 |                |                      |
+//!     |                 '------- fail, drain, abort ------------'   or the hardware, at any time
+//!     |                                  |
+//!     |              reset               v
+//!     '------------------------------- ERR
+//! ```
+//!
+//! | state | receives may be posted | sends may be posted | packets |
+//! |---|---|---|---|
+//! | [`Reset`](state::Reset) | no | no | dropped |
+//! | [`Init`](state::Init) | yes | no | dropped |
+//! | [`Rtr`](state::Rtr) | yes | no | taken and answered |
+//! | [`Rts`](state::Rts) | yes | yes | taken and sent |
+//! | [`Sqd`](state::Sqd) | yes | no | taken; sends begun are finished |
+//! | [`Sqe`](state::Sqe) | yes | no | taken; sends are flushed (UC and UD only) |
+//! | [`Errored`](state::Errored) | no | no | dropped; what was posted completes as flushed |
+//!
+//! # The steps
+//!
+//! Each needs its own attributes, which differ by transport ([`transport`]): a structure per step, complete, so that none
+//! is forgotten and none is given that does not apply. Step by step, on UD:
+//!
+//! ```
+//! # use rdma_core::{Error, QueuePair};
+//! # use rdma_core::qp::{state::{Reset, Rts}, transport::{Ud, UdInit, UdRtr, UdRts}};
+//! fn ready(pair: QueuePair<Ud, Reset>) -> Result<QueuePair<Ud, Rts>, Error> {
+//!     let pair = pair.init(&UdInit { port: 1, pkey_index: 0, qkey: 0x1ee7 })?;
+//!     let pair = pair.rtr(&UdRtr {})?;
+//!     Ok(pair.rts(&UdRts { sq_psn: 0 })?)
+//! }
+//! ```
+//!
+//! RC and UC have a peer. Each side makes an [`Endpoint`], tells it to the other by whatever means there are, and `connect`
+//! does the rest:
+//!
+//! ```
+//! # use rdma_core::{ConnectOptions, Endpoint, EndpointOptions, Error, QueuePair};
+//! # use rdma_core::qp::{state::{Reset, Rts}, transport::Rc};
+//! fn connect(
+//!     pair: QueuePair<Rc, Reset>,
+//!     exchange: impl FnOnce(Endpoint) -> Endpoint,
+//! ) -> Result<QueuePair<Rc, Rts>, Error> {
+//!     let local = pair.endpoint(&EndpointOptions::default())?;
+//!     let remote = exchange(local);
+//!     Ok(pair.connect(&local, &remote, &ConnectOptions::default())?)
+//! }
+//! ```
+//!
+//! A step can fail for reasons that pass (the peer's address is not resolved yet): [`TransitionError`] gives the pair back.
+//! Skipping one does not compile:
+//!
+//! ```compile_fail
+//! # use rdma_core::{Error, QueuePair};
+//! # use rdma_core::qp::{state::{Init, Rts}, transport::{Ud, UdRts}};
+//! fn skip(pair: QueuePair<Ud, Init>) -> Result<QueuePair<Ud, Rts>, Error> {
+//!     Ok(pair.rts(&UdRts { sq_psn: 0 })?) // a queue pair in state `Init` cannot go to RTS
+//! }
+//! ```
+//!
+//! # What a type cannot know
+//!
+//! The type is the state last *commanded*. A device moves a pair to ERR by itself: a peer that does not answer, a request that
+//! must not be, an [`abort`](QueuePair::abort) through a [handle](QueuePairHandle). So nothing that matters for memory rests on the type:
+//! posting to a pair that has failed works, and the work request completes as flushed.
+//! [`observe`](QueuePair::observe) asks the hardware; [`first_error`](QueuePair::first_error) says what went wrong before the flushes.
+//!
+//! # The end
+//!
+//! [`drain`](QueuePair::drain) commands ERR and waits until all that was posted has completed; [`reset`](QueuePair::reset)
+//! goes on to RESET, for another life. Dropping a pair destroys it: what is in flight then completes as flushed, whether or not
+//! the peer has it; unsignalled sends, too, of which the device had not said that they succeeded. Drain first where that matters.
 
 mod any;
 mod bind;
 mod builder;
 mod chain;
 mod connect;
+mod drain;
 mod handle;
 mod inner;
 mod post;
@@ -16,6 +105,8 @@ mod split;
 pub mod state;
 mod transition;
 pub mod transport;
+#[cfg(doctest)]
+mod typestate;
 
 use std::marker::PhantomData;
 use std::sync::Arc;

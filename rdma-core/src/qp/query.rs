@@ -94,14 +94,17 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     }
 }
 
-impl<T: Datagram, S: State> QueuePair<T, S> {
+impl<T: Transport, S: State> QueuePair<T, S> {
     /// Joins a multicast group (`man ibv_attach_mcast`): datagrams to `gid` (and on InfiniBand `lid`) come to
     /// this pair too.
     ///
     /// # Errors
     ///
     /// What `ibv_attach_mcast` says.
-    pub fn attach_multicast(&self, gid: Gid, lid: u16) -> Result<(), Error> {
+    pub fn attach_multicast(&self, gid: Gid, lid: u16) -> Result<(), Error>
+    where
+        T: Datagram,
+    {
         let raw = gid.raw();
         // SAFETY: the pair is live (S-1), the GID valid for reads.
         let code = unsafe {
@@ -115,7 +118,10 @@ impl<T: Datagram, S: State> QueuePair<T, S> {
     /// # Errors
     ///
     /// What `ibv_detach_mcast` says.
-    pub fn detach_multicast(&self, gid: Gid, lid: u16) -> Result<(), Error> {
+    pub fn detach_multicast(&self, gid: Gid, lid: u16) -> Result<(), Error>
+    where
+        T: Datagram,
+    {
         let raw = gid.raw();
         // SAFETY: the pair is live (S-1), the GID valid for reads.
         let code = unsafe {

@@ -22,6 +22,30 @@ pub trait CanSend: State {}
 )]
 pub trait CanRecv: State {}
 
+/// INIT comes next: RESET only.
+#[diagnostic::on_unimplemented(
+    message = "a queue pair in state `{Self}` cannot go to INIT",
+    label = "`init` needs a queue pair in RESET",
+    note = "a new queue pair is in RESET; `reset` brings any other back there"
+)]
+pub trait CanInit: State {}
+
+/// RTR comes next: INIT only.
+#[diagnostic::on_unimplemented(
+    message = "a queue pair in state `{Self}` cannot go to RTR",
+    label = "`rtr` needs a queue pair in INIT",
+    note = "the order is RESET, INIT, RTR, RTS: call `init` first, or `connect` for all of them"
+)]
+pub trait CanRtr: State {}
+
+/// RTS comes next: RTR only. (From SQD and SQE, `resume` leads there.)
+#[diagnostic::on_unimplemented(
+    message = "a queue pair in state `{Self}` cannot go to RTS",
+    label = "`rts` needs a queue pair in RTR",
+    note = "the order is RESET, INIT, RTR, RTS: call `rtr` first, or `connect` for all of them"
+)]
+pub trait CanRts: State {}
+
 macro_rules! states {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {$(
         $(#[$doc])*
@@ -49,6 +73,9 @@ states! {
     Errored = "ERR";
 }
 
+impl CanInit for Reset {}
+impl CanRtr for Init {}
+impl CanRts for Rtr {}
 impl CanSend for Rts {}
 impl CanRecv for Init {}
 impl CanRecv for Rtr {}

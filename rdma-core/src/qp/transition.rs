@@ -1,13 +1,12 @@
 //! Transitions: each consumes the pair and gives it back in the next state, or as it was.
 
 use std::fmt;
-use std::time::{Duration, Instant};
 
 use verbs_sys::{ibv_qp_attr_mask as M, ibv_qp_state};
 
 use super::QueuePair;
 use super::inner::raw_attr;
-use super::state::{Errored, Init, Reset, Rtr, Rts, Sqd, Sqe, State};
+use super::state::{CanInit, CanRtr, CanRts, Errored, Init, Rtr, Rts, Sqd, Sqe, State};
 use super::transport::sealed::Fill;
 use super::transport::{SendQueueError, Transport};
 use crate::Error;
@@ -45,7 +44,7 @@ impl<Q> From<TransitionError<Q>> for Error {
 }
 
 /// What `ibv_modify_qp` may mean by an errno on the way from one state to another.
-fn explain(from: &str, to: &str, error: std::io::Error) -> Error {
+pub(super) fn explain(from: &str, to: &str, error: std::io::Error) -> Error {
     let code = error.raw_os_error().unwrap_or(0);
     let hint = match (to, code) {
         ("INIT", libc::EINVAL) => "the port does not exist, or the P_Key index is outside its table",
@@ -98,66 +97,6 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     pub fn fail(self) -> Result<QueuePair<T, Errored>, TransitionError<Self>> {
         self.step(ibv_qp_state::IBV_QPS_ERR, &Nothing, M(0))
     }
-
-    /// Commands ERR and polls until everything in flight has completed, at most `limit`. Completions of
-    /// `post_*` stay for [`CompletionQueue::poll`](crate::CompletionQueue::poll).
-    ///
-    /// Receives of a shared queue are not waited for.
-    ///
-    /// # Errors
-    ///
-    /// What `ibv_modify_qp` says, a poll that failed, [`Error::TimedOut`], each with the pair; except for the first the
-    /// pair is in ERR whatever its type says.
-    pub fn drain(self, limit: Duration) -> Result<QueuePair<T, Errored>, TransitionError<Self>> {
-        if let Err(error) = self.inner.command(ibv_qp_state::IBV_QPS_ERR) {
-            return Err(TransitionError { error: explain(S::NAME, Errored::NAME, error), queue_pair: self });
-        }
-        match self.wait_idle(limit) {
-            Ok(()) => Ok(QueuePair::new(self.inner)),
-            Err(error) => Err(TransitionError { error, queue_pair: self }),
-        }
-    }
-
-    fn wait_idle(&self, limit: Duration) -> Result<(), Error> {
-        let inner = &*self.inner;
-        let start = Instant::now();
-        loop {
-            let polled = inner.send_cq.dispatch()? + inner.recv_cq.dispatch()?;
-            let busy = inner.sq.in_flight() + if inner.srq.is_none() { inner.rq.in_flight() } else { 0 };
-            if busy == 0 {
-                return Ok(());
-            }
-            if polled == 0 {
-                if start.elapsed() >= limit {
-                    return Err(Error::TimedOut { what: "the flush of what was in flight", limit });
-                }
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    /// Back to RESET, by way of ERR so that everything in flight completes (a bare reset drops work
-    /// requests without completions). Waits at most `limit` for the flush; what has not come by then
-    /// is completed as flushed once the reset succeeded.
-    ///
-    /// # Errors
-    ///
-    /// What `ibv_modify_qp` says, with the pair, which is in ERR then.
-    pub fn reset(self, limit: Duration) -> Result<QueuePair<T, Reset>, TransitionError<Self>> {
-        let to_error = self.inner.command(ibv_qp_state::IBV_QPS_ERR);
-        if to_error.is_ok() {
-            match self.wait_idle(limit) {
-                Ok(()) | Err(Error::TimedOut { .. }) => {}
-                Err(error) => return Err(TransitionError { error, queue_pair: self }),
-            }
-        }
-        if let Err(error) = self.inner.command(ibv_qp_state::IBV_QPS_RESET) {
-            return Err(TransitionError { error: explain(S::NAME, Reset::NAME, error), queue_pair: self });
-        }
-        self.inner.reclaim(false);
-        self.inner.health.clear();
-        Ok(QueuePair::new(self.inner))
-    }
 }
 
 /// A step without attributes of its own.
@@ -169,36 +108,43 @@ impl Fill for Nothing {
     }
 }
 
-impl<T: Transport> QueuePair<T, Reset> {
+impl<T: Transport, S: State> QueuePair<T, S> {
     /// RESET to INIT: receives can be posted from then on.
     ///
     /// # Errors
     ///
     /// What `ibv_modify_qp` says, with the pair.
-    pub fn init(self, attributes: &T::Init) -> Result<QueuePair<T, Init>, TransitionError<Self>> {
+    pub fn init(self, attributes: &T::Init) -> Result<QueuePair<T, Init>, TransitionError<Self>>
+    where
+        S: CanInit,
+    {
         self.step(ibv_qp_state::IBV_QPS_INIT, attributes, M(0))
     }
-}
 
-impl<T: Transport> QueuePair<T, Init> {
     /// INIT to RTR: packets of the peer are taken from then on.
     ///
     /// # Errors
     ///
     /// What `ibv_modify_qp` says, with the pair: `ETIMEDOUT` when the peer's address is not resolved in
     /// time, and then another attempt is worth it.
-    pub fn rtr(self, attributes: &T::Rtr) -> Result<QueuePair<T, Rtr>, TransitionError<Self>> {
-        self.step(ibv_qp_state::IBV_QPS_RTR, attributes, M(0))
+    pub fn rtr(self, attributes: &T::Rtr) -> Result<QueuePair<T, Rtr>, TransitionError<Self>>
+    where
+        S: CanRtr,
+    {
+        let pair = self.step(ibv_qp_state::IBV_QPS_RTR, attributes, M(0))?;
+        pair.inner.shared.take_from(pair.inner.srq.is_some());
+        Ok(pair)
     }
-}
 
-impl<T: Transport> QueuePair<T, Rtr> {
     /// RTR to RTS: sends can be posted from then on.
     ///
     /// # Errors
     ///
     /// What `ibv_modify_qp` says, with the pair.
-    pub fn rts(self, attributes: &T::Rts) -> Result<QueuePair<T, Rts>, TransitionError<Self>> {
+    pub fn rts(self, attributes: &T::Rts) -> Result<QueuePair<T, Rts>, TransitionError<Self>>
+    where
+        S: CanRts,
+    {
         self.step(ibv_qp_state::IBV_QPS_RTS, attributes, M(0))
     }
 }
@@ -226,14 +172,17 @@ impl<T: Transport> QueuePair<T, Sqd> {
     }
 }
 
-impl<T: SendQueueError> QueuePair<T, Rts> {
+impl<T: Transport> QueuePair<T, Rts> {
     /// Takes note that a failed send moved the pair to SQE: receives go on, sends are flushed.
     /// [`observe`](QueuePair::observe) says whether it is there.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] when the pair is not in SQE; what `ibv_query_qp` says; with the pair.
-    pub fn send_failed(self) -> Result<QueuePair<T, Sqe>, TransitionError<Self>> {
+    pub fn send_failed(self) -> Result<QueuePair<T, Sqe>, TransitionError<Self>>
+    where
+        T: SendQueueError,
+    {
         let error = match self.inner.query(M::IBV_QP_STATE) {
             Ok(attr) if attr.qp_state == ibv_qp_state::IBV_QPS_SQE => return Ok(QueuePair::new(self.inner)),
             Ok(attr) => {
