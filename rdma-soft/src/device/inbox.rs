@@ -52,6 +52,23 @@ struct Shared {
     armed: AtomicBool,
 }
 
+/// An inbox that is written to.
+struct Open<'i> {
+    queue: MutexGuard<'i, Vec<u8>>,
+    shared: &'i Shared,
+}
+
+impl Open<'_> {
+    /// Announces what was written; true if the thread that it is for may sleep.
+    fn close(self) -> bool {
+        // The reader looks at the flag all the time: set while the lock is held it would run into it.
+        drop(self.queue);
+        // In this order with [`Device::arm`], which sets `armed` and then looks at `waiting`.
+        self.shared.waiting.swap(true, Ordering::SeqCst);
+        self.shared.armed.load(Ordering::SeqCst)
+    }
+}
+
 /// What is written in front of a packet. All comes from this device's address and goes to it, but for
 /// datagrams to a group, which say where to for their receivers' route headers.
 #[derive(Debug, Clone, Copy)]
@@ -98,25 +115,17 @@ impl Inbox {
         !self.shared.waiting.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_armed(&self) -> bool {
-        self.shared.armed.load(Ordering::Relaxed)
-    }
-
     pub(super) fn set_armed(&self, armed: bool) {
-        self.shared.armed.store(armed, Ordering::Relaxed);
+        self.shared.armed.store(armed, Ordering::SeqCst);
     }
 
     fn queue(&self) -> MutexGuard<'_, Vec<u8>> {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue, to write to; what is written waits from now on.
-    fn open(&self, sent_to: &mut SentTo, owner: &Arc<CompletionQueue>) -> MutexGuard<'_, Vec<u8>> {
-        sent_to.add(owner);
-        let queue = self.queue();
-        // Seen before the lock is free: then the reader waits for that.
-        self.shared.waiting.store(true, Ordering::Release);
-        queue
+    /// The queue, to write to.
+    fn open(&self) -> Open<'_> {
+        Open { queue: self.queue(), shared: &self.shared }
     }
 
     /// Exchanges what waits for `empty`.
@@ -157,17 +166,25 @@ impl Route {
 
 /// The completion queues that a thread put packets into and that may not have been served yet.
 #[derive(Debug, Default)]
-pub(super) struct SentTo(Vec<Weak<CompletionQueue>>);
+pub(super) struct SentTo {
+    queues: Vec<Weak<CompletionQueue>>,
+    /// Threads may sleep on some of them.
+    to_sleepers: bool,
+    /// Packets were put since the background thread was last told.
+    news: bool,
+}
 
 impl SentTo {
-    fn add(&mut self, cq: &Arc<CompletionQueue>) {
-        if !self.0.iter().any(|known| known.as_ptr() == Arc::as_ptr(cq)) {
-            self.0.push(Arc::downgrade(cq));
+    fn add(&mut self, cq: &Arc<CompletionQueue>, sleeps: bool) {
+        if !self.queues.iter().any(|known| known.as_ptr() == Arc::as_ptr(cq)) {
+            self.queues.push(Arc::downgrade(cq));
         }
+        self.to_sleepers |= sleeps;
+        self.news = true;
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.queues.is_empty()
     }
 }
 
@@ -193,18 +210,23 @@ impl Device {
         }
         let Some(route) = peer.route.get() else { return };
         loop {
+            let Some(cq) = route.inbox_of(is_request) else {
+                return self.counters.count(DeviceCounter::DropNoQueuePair);
+            };
             // The lock is kept as long as packets go to the same inbox.
-            let cq = route.inbox_of(is_request);
-            let mut queue = cq.as_ref().map(|cq| cq.inbox.open(sent_to, cq));
-            loop {
-                self.write_letter(queue.as_deref_mut(), qp_num, peer.traffic_class, None, bytes);
-                let Some((packet, next)) = packets.next() else { return };
+            let mut inbox = cq.inbox.open();
+            let more = loop {
+                self.write_letter(&mut inbox.queue, qp_num, peer.traffic_class, None, bytes);
+                let Some((packet, next)) = packets.next() else { break false };
                 (qp_num, bytes) = (packet.bth.dest_qp, next);
-                if std::mem::replace(&mut is_request, packet.info().is_request()) != is_request
-                    && !route.is_one_inbox()
-                {
-                    break;
+                let turned = std::mem::replace(&mut is_request, packet.info().is_request()) != is_request;
+                if turned && !route.is_one_inbox() {
+                    break true;
                 }
+            };
+            sent_to.add(&cq, inbox.close());
+            if !more {
+                return;
             }
         }
     }
@@ -224,21 +246,22 @@ impl Device {
             return;
         }
         for qp in self.members(&envelope, Some(group)) {
-            let mut queue = qp.recv_cq.inbox.open(sent_to, &qp.recv_cq);
-            self.write_letter(Some(&mut queue), qp.qp_num, peer.traffic_class, Some(group), bytes);
+            let mut inbox = qp.recv_cq.inbox.open();
+            self.write_letter(&mut inbox.queue, qp.qp_num, peer.traffic_class, Some(group), bytes);
+            sent_to.add(&qp.recv_cq, inbox.close());
         }
     }
 
     fn write_letter(
         &self,
-        queue: Option<&mut Vec<u8>>,
+        queue: &mut Vec<u8>,
         qp_num: Qpn,
         traffic_class: u8,
         group: Option<[u8; 16]>,
         packet: &[u8],
     ) {
-        match (queue, u16::try_from(packet.len())) {
-            (Some(queue), Ok(len)) if queue.len() + packet.len() <= MOST => {
+        match u16::try_from(packet.len()) {
+            Ok(len) if queue.len() + packet.len() <= MOST => {
                 Letter { qp_num, len, traffic_class, group }.write(queue);
                 queue.extend_from_slice(packet);
             }
@@ -246,40 +269,40 @@ impl Device {
         }
     }
 
-    /// After sending: serves the queues whose threads sleep, and sees to it that the others are not forgotten.
+    /// After sending: serves the queues whose threads may sleep, and sees to it that others are not forgotten.
     pub(super) fn serve_sleepers(&self, scratch: &mut Scratch) -> bool {
-        /// Queues that one call serves before it leaves the rest to the background thread.
-        const PER_CALL: usize = 64;
-        let (mut worked, mut at) = (false, 0);
-        // The list may grow meanwhile.
-        while at < scratch.sent_to.0.len().min(PER_CALL) {
-            if let Some(cq) = scratch.sent_to.0[at].upgrade()
-                && !cq.inbox.is_empty()
-            {
-                // Pairs with the fence of `arm`.
-                std::sync::atomic::fence(Ordering::SeqCst);
-                if cq.inbox.is_armed() {
-                    worked |= self.serve_inbox(&cq, true, scratch);
-                } else if !self.local_pending.load(Ordering::Relaxed) {
-                    self.local_pending.store(true, Ordering::SeqCst);
-                    self.note_deadline(self.now());
-                }
+        /// Rounds of packets and answers before the rest is left to the background thread.
+        const ROUNDS: usize = 8;
+        let mut worked = false;
+        for _ in 0..ROUNDS {
+            if !std::mem::take(&mut scratch.sent_to.to_sleepers) {
+                break;
             }
-            at += 1;
+            worked |= self.serve_queues(true, scratch);
         }
-        if at >= PER_CALL {
-            scratch.sent_to.0.clear();
+        if std::mem::take(&mut scratch.sent_to.news) && !self.local_pending.load(Ordering::Relaxed) {
+            self.local_pending.store(true, Ordering::SeqCst);
+            self.note_deadline(self.now());
         }
         worked
     }
 
     /// Serves all queues that this thread sent to and nobody polled since.
     pub(super) fn serve_sent_to(&self, scratch: &mut Scratch) -> bool {
+        self.serve_queues(false, scratch)
+    }
+
+    fn serve_queues(&self, wait: bool, scratch: &mut Scratch) -> bool {
         let mut worked = false;
-        for cq in std::mem::take(&mut scratch.sent_to.0) {
+        let mut queues = std::mem::take(&mut scratch.sent_to.queues);
+        for cq in queues.drain(..) {
             if let Some(cq) = cq.upgrade() {
-                worked |= self.serve_inbox(&cq, false, scratch);
+                worked |= self.serve_inbox(&cq, wait, scratch);
             }
+        }
+        // Nothing was sent meanwhile, most likely; then the memory is used again.
+        if scratch.sent_to.queues.is_empty() {
+            scratch.sent_to.queues = queues;
         }
         worked
     }

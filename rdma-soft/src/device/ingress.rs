@@ -27,8 +27,11 @@ impl Device {
             traffic_class: datagrams.traffic_class,
             identification: 0,
         };
-        let mut packets = datagrams.iter().filter_map(|bytes| {
+        let mut packets = datagrams.iter().enumerate().filter_map(|(place, bytes)| {
             self.counters.count(DeviceCounter::DatagramsReceived);
+            // The likeliest identification: that of a segment, which is 0 for a lone one.
+            let identification = u16::try_from(place).unwrap_or(0);
+            let envelope = Envelope { identification, ..envelope };
             self.check(&envelope, Origin::Wire, bytes).map(|packet| (packet, bytes.len()))
         });
         let mut next = packets.next();
@@ -135,14 +138,17 @@ impl Device {
         let Some((transport, icrc)) = bytes.split_last_chunk::<ICRC_LEN>() else { return false };
         let (received, computed) = (Icrc::from_bytes(*icrc), envelope.icrc(transport));
         let identification = match origin {
-            _ if received == computed => Some(0),
+            _ if received == computed => Some(envelope.identification),
+            // What explains the difference is the difference of the identifications.
             Origin::Wire if envelope.from.is_ipv4() => {
                 UnknownIdentification::explain(computed, received, transport.len())
+                    .map(|difference| difference ^ envelope.identification)
             }
             _ => None,
         };
         if origin == Origin::Wire {
-            self.record(&Envelope { identification: identification.unwrap_or(0), ..*envelope }, bytes, true);
+            let identification = identification.unwrap_or(envelope.identification);
+            self.record(&Envelope { identification, ..*envelope }, bytes, true);
         }
         identification.is_some()
     }
