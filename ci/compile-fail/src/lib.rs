@@ -1,0 +1,1 @@
+//! The messages of the compiler for programs that `rdma-core` does not let compile; see `tests/`.

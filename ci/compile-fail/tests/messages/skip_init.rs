@@ -1,0 +1,9 @@
+use rdma_core::qp::state::*;
+use rdma_core::qp::transport::*;
+use rdma_core::*;
+
+fn main() {}
+
+fn f(qp: QueuePair<Rc, Reset>, rtr: &RcRtr) {
+    let _ = qp.rtr(rtr);
+}
