@@ -34,9 +34,11 @@ impl Device {
             },
         )?;
         let qp = created.ok_or(Full)?;
-        // Anybody may send to a datagram queue pair.
+        // Anybody may send to a datagram queue pair, and its route header shows the traffic class; a socket
+        // that cannot say it leaves it at zero.
         if qp.transport == Transport::Ud {
             self.remote_peers.fetch_add(1, Ordering::Relaxed);
+            let _ = self.socket.report_traffic_class();
         }
         qp.send_cq.users.fetch_add(1, Ordering::AcqRel);
         qp.recv_cq.users.fetch_add(1, Ordering::AcqRel);

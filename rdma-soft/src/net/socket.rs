@@ -54,10 +54,8 @@ impl Socket {
         if is_ipv6 {
             inner.set_only_v6(true)?;
             sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
-            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         } else {
             sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
-            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         }
         // Older kernels have no GRO: then each datagram comes alone, which is only slower.
         let _ = sys::set_option(fd, libc::SOL_UDP, sys::UDP_GRO, 1);
@@ -71,6 +69,16 @@ impl Socket {
         }
         inner.bind(&address.into())?;
         Ok(Socket { inner, is_ipv6, segmentation: AtomicBool::new(true) })
+    }
+
+    /// Asks for the traffic class of each datagram. Without, none is reported, and receiving is cheaper.
+    pub(crate) fn report_traffic_class(&self) -> io::Result<()> {
+        let (level, option) = if self.is_ipv6 {
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_RECVTOS)
+        };
+        sys::set_option(self.inner.as_fd(), level, option, 1)
     }
 
     /// Whether several segments may be given to [`send`](Self::send).
@@ -296,6 +304,7 @@ mod tests {
     #[test]
     fn the_traffic_class_travels() {
         let (a, b, to) = pair();
+        b.report_traffic_class().unwrap();
         a.send(&to, &[1, 2, 3], 3, 0x03).unwrap();
         let mut buffer = ReceiveBuffer::default();
         let datagrams = b.receive(&mut buffer).unwrap().unwrap();
