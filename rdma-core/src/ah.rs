@@ -3,8 +3,10 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use verbs_sys::{ibv_ah, ibv_ah_attr, ibv_global_route, ibv_pd};
+use verbs_sys::{ibv_ah, ibv_ah_attr, ibv_global_route, ibv_grh, ibv_pd};
 
+use crate::context::Context;
+use crate::cq::Success;
 use crate::inflight::{Keep, Kept};
 use crate::pd::{PdInner, ProtectionDomain};
 use crate::port::Gid;
@@ -68,6 +70,53 @@ impl AddressVector {
     #[must_use]
     pub fn local(port: u8, lid: u16) -> AddressVector {
         AddressVector { port, route: None, lid, service_level: 0, source_path_bits: 0, static_rate: 0 }
+    }
+
+    /// The way back to the sender of a datagram that was received on `port` of `context` (`man ibv_init_ah_from_wc`).
+    /// `received` is what the receive's buffer shows: it starts with the Global Routing Header, if the
+    /// completion [has one](Success::has_grh).
+    ///
+    /// ```
+    /// # use rdma_core::{AddressVector, Completion, Error, ProtectionDomain, WorkRequest, Payload, QueuePair};
+    /// # use rdma_core::qp::{state::Rts, transport::Ud};
+    /// # fn f(pd: &ProtectionDomain, qp: &QueuePair<Ud, Rts>, mut completion: Completion<'_>, qkey: u32) -> Result<(), Error> {
+    /// let datagram = completion.take_buffer();
+    /// if let (Some(datagram), Ok(success)) = (datagram, completion.result()) {
+    ///     let sender = AddressVector::of_sender(&pd.context(), 1, &success, &datagram)?;
+    ///     let sender = pd.address_handle(&sender)?;
+    ///     qp.post_send(WorkRequest::send_to(datagram, &sender, success.src_qp(), qkey))?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] when `received` has less than a header, [`Error::Unsupported`] with a libibverbs that is too old,
+    /// and what `ibv_init_ah_from_wc` says.
+    pub fn of_sender(
+        context: &Context,
+        port: u8,
+        completion: &Success<'_>,
+        received: &[u8],
+    ) -> Result<AddressVector, Error> {
+        const VERB: &str = "ibv_init_ah_from_wc";
+        let init = context.inner.verbs.ibv_init_ah_from_wc.ok_or(Error::Unsupported { verb: VERB })?;
+        // SAFETY: integers and a union of them: all zeroes are a value.
+        let mut header: ibv_grh = unsafe { std::mem::zeroed() };
+        if completion.has_grh() {
+            let len = size_of::<ibv_grh>();
+            let bytes =
+                received.get(..len).ok_or(Error::OutOfBounds { offset: 0, len, of: received.len() })?;
+            // SAFETY: `len` bytes each, of integers, and `header` is ours.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut header).cast(), len) };
+        }
+        let mut wc = *completion.raw();
+        let mut raw = AddressVector::local(port, 0).raw();
+        // SAFETY: the context is live (S-1), completion and header are valid for reads, the output for writes.
+        let code =
+            unsafe { init(context.inner.ptr.as_ptr(), port, &raw mut wc, &raw mut header, &raw mut raw) };
+        Error::check(VERB, code)?;
+        Ok(AddressVector::from_raw(&raw))
     }
 
     pub(crate) fn raw(&self) -> ibv_ah_attr {

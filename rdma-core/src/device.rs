@@ -72,7 +72,7 @@ unsafe impl Sync for Device {}
 pub struct Choice {
     /// The device.
     pub device: Device,
-    /// Why this one, in words, with what was passed over.
+    /// Why this one, in words, with what was passed over; to be read after the device's name.
     pub reason: String,
 }
 
@@ -100,7 +100,7 @@ impl Device {
             Ok(verbs) => match Device::of(verbs, Provider::System) {
                 Ok(found) if found.is_empty() => notes.push("libibverbs lists no devices".to_owned()),
                 Ok(found) => devices.extend(found),
-                Err(error) => notes.push(format!("libibverbs cannot list devices: {error}")),
+                Err(error) => notes.push(unlisted(&error)),
             },
             Err(error) => notes.push(error.to_string()),
         }
@@ -167,14 +167,14 @@ impl Device {
         for device in devices {
             if device.provider == Provider::Soft {
                 let reason = match notes.is_empty() {
-                    true => format!("{}: the built-in device", device.name),
-                    false => format!("{}: the built-in device, because {}", device.name, notes.join("; ")),
+                    true => "the built-in device".to_owned(),
+                    false => format!("the built-in device, because {}", notes.join("; ")),
                 };
                 return Ok(Choice { device, reason });
             }
             match device.active_port() {
                 Ok(Some(port)) => {
-                    let mut reason = format!("{}: port {port} is ACTIVE", device.name);
+                    let mut reason = format!("port {port} is ACTIVE");
                     if !notes.is_empty() {
                         reason = format!("{reason} ({})", notes.join("; "));
                     }
@@ -196,7 +196,7 @@ impl Device {
         match name {
             Some(name) => {
                 let device = Device::named(name)?;
-                Ok(Choice { reason: format!("{name}: asked for by name"), device })
+                Ok(Choice { reason: "asked for by name".to_owned(), device })
             }
             None => Device::choose(),
         }
@@ -284,6 +284,15 @@ impl Device {
         let ptr = unsafe { (self.list.verbs.ibv_open_device)(self.ptr.as_ptr()) };
         let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_open_device"))?;
         Ok(Context { inner: ContextInner::new(self.list.verbs, ptr, self.name.clone()) })
+    }
+}
+
+/// Why libibverbs lists nothing.
+fn unlisted(error: &Error) -> String {
+    match error {
+        // What the list fails with where the kernel has no /sys/class/infiniband_verbs.
+        Error::Unsupported { .. } => "this kernel has no RDMA devices (ENOSYS)".to_owned(),
+        error => format!("libibverbs cannot list devices: {error}"),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Protection domains.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use verbs_sys::{ibv_access_flags, ibv_pd};
 
 use crate::context::{Context, ContextInner};
-use crate::mr::{Memory, MemoryRegion, RegionFlags, RegionInner, RemoteAccess, SharedRegion};
+use crate::mr::{HUGE_PAGE, Memory, MemoryRegion, RegionFlags, RegionInner, RemoteAccess, SharedRegion};
 use crate::{Error, leak};
 
 /// A live protection domain.
@@ -119,6 +120,41 @@ impl ProtectionDomain {
         let memory = memory.into().into_words().map_err(|e| Error::verb("aligning memory", e))?;
         let bits = PdInner::EXCLUSIVE | access.bits() | flags.bits();
         let inner = RegionInner::register(&self.inner, memory, bits, true).map_err(|(error, _)| error)?;
+        Ok(SharedRegion { inner: Arc::new(inner) })
+    }
+
+    /// Registers `len` bytes at `offset` of the memory behind a dma-buf descriptor, of another device mostly, for peers
+    /// with `access` (`man ibv_reg_dmabuf_mr`). The device keeps the memory until the region is gone; the descriptor can
+    /// be closed at once. The CPU does not reach it through the region: copies and loads say [`Error::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where provider or library has no such verb, [`Error::Invalid`] for a range that no address
+    /// can have, and what `ibv_reg_dmabuf_mr` says.
+    pub fn share_dma_buf(
+        &self,
+        dma_buf: BorrowedFd<'_>,
+        offset: u64,
+        len: usize,
+        access: RemoteAccess,
+    ) -> Result<SharedRegion, Error> {
+        const VERB: &str = "ibv_reg_dmabuf_mr";
+        let context = &self.inner.context;
+        let reg = context.verbs.ibv_reg_dmabuf_mr.ok_or(Error::Unsupported { verb: VERB })?;
+        // The address that work requests and peers use: any that is not 0 and lies in its page as the offset does.
+        let start = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(HUGE_PAGE));
+        let start = start.filter(|start| start.checked_add(len).is_some());
+        let ptr = start.and_then(|start| NonNull::new(std::ptr::without_provenance_mut::<u8>(start)));
+        let Some(ptr) = ptr else {
+            return Err(Error::Invalid { what: format!("{len} bytes at offset {offset} of a dma-buf") });
+        };
+        let flags = PdInner::EXCLUSIVE | access.bits();
+        let bits = i32::try_from(flags).unwrap_or(i32::MAX);
+        let iova = ptr.addr().get() as u64;
+        // SAFETY: the domain is live (S-1), the descriptor open for the call; the kernel keeps what is behind it.
+        let mr = unsafe { reg(self.inner.ptr.as_ptr(), offset, len, iova, dma_buf.as_raw_fd(), bits) };
+        let mr = NonNull::new(mr).ok_or_else(|| Error::last(VERB))?;
+        let inner = RegionInner::adopt(&self.inner, mr, ptr, len, (flags, true), None);
         Ok(SharedRegion { inner: Arc::new(inner) })
     }
 }

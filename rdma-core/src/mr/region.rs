@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use verbs_sys::ibv_mr;
+use verbs_sys::{ibv_mr, ibv_rereg_mr_flags};
 
 use super::{Buffer, BufferHome, IdleBuffer, Memory};
 use crate::pd::PdInner;
@@ -76,6 +76,31 @@ impl RegionInner {
             memory: ManuallyDrop::new(memory),
             pd: Arc::clone(pd),
         }
+    }
+
+    /// Whether the CPU can reach it at `ptr`.
+    pub(crate) fn has_host_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Changes the flags of the registration.
+    pub(crate) fn change_access(&mut self, flags: u32) -> Result<(), Error> {
+        const VERB: &str = "ibv_rereg_mr";
+        let rereg = self.pd.context.verbs.ibv_rereg_mr.ok_or(Error::Unsupported { verb: VERB })?;
+        let change = i32::try_from(ibv_rereg_mr_flags::IBV_REREG_MR_CHANGE_ACCESS.0).unwrap_or(0);
+        let access = i32::try_from(flags).unwrap_or(i32::MAX);
+        let (pd, addr) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the registration is live (S-1), and neither domain nor memory changes.
+        let code = unsafe { rereg(self.mr.as_ptr(), change, pd, addr, 0, access) };
+        // Whatever came of it, the keys are what the structure says now.
+        // SAFETY: live, as above.
+        let raw = unsafe { self.mr.as_ref() };
+        (self.lkey, self.rkey) = (raw.lkey, raw.rkey);
+        if code != 0 {
+            return Err(Error::last(VERB));
+        }
+        self.access = flags;
+        Ok(())
     }
 
     /// Deregisters and gives the memory back.

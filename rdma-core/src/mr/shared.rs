@@ -88,6 +88,14 @@ impl SharedRegion {
         Ok(())
     }
 
+    /// As `check`, for accesses of the CPU.
+    fn check_host(&self, offset: usize, len: usize) -> Result<(), Error> {
+        if !self.inner.has_host_memory() {
+            return Err(Error::Unsupported { verb: "access of the CPU to memory of a dma-buf" });
+        }
+        self.check(offset, len)
+    }
+
     /// The word that holds byte `offset`, which is inside the region.
     fn word(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: shared regions start on a word and are allocated in whole words (`ShareMemory`).
@@ -103,7 +111,7 @@ impl SharedRegion {
     ///
     /// [`Error::OutOfBounds`]; then nothing was copied.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
-        self.check(offset, bytes.len())?;
+        self.check_host(offset, bytes.len())?;
         let mut at = offset;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -137,7 +145,7 @@ impl SharedRegion {
     ///
     /// [`Error::OutOfBounds`]; then nothing was copied.
     pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<(), Error> {
-        self.check(offset, bytes.len())?;
+        self.check_host(offset, bytes.len())?;
         fence(Ordering::Acquire);
         let mut at = offset;
         let mut rest = bytes;
@@ -154,7 +162,7 @@ impl SharedRegion {
     }
 
     fn aligned_word(&self, offset: usize) -> Result<&AtomicU64, Error> {
-        self.check(offset, WORD)?;
+        self.check_host(offset, WORD)?;
         if !offset.is_multiple_of(WORD) {
             return Err(Error::Misaligned { address: offset as u64 });
         }
@@ -207,6 +215,27 @@ impl SharedRegion {
         Ok(match word.compare_exchange(expected, new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(old) | Err(old) => old,
         })
+    }
+
+    /// Changes what peers may do with the memory, without registering it anew (`man ibv_rereg_mr`). The remote key may
+    /// change with it: tokens made before are void.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`] while clones, slices, windows or operations of the region exist, [`Error::Unsupported`] where the provider or the
+    /// library has no such verb, what `ibv_rereg_mr` says; with the region. After a failure of the verb itself the region may be
+    /// of no use to peers any more.
+    pub fn change_access(self, access: RemoteAccess) -> Result<SharedRegion, (Error, SharedRegion)> {
+        let mut inner = Arc::try_unwrap(self.inner).map_err(|inner| {
+            let error = Error::InUse { what: "the shared region has clones, slices, windows or operations" };
+            (error, SharedRegion { inner })
+        })?;
+        let changed = inner.change_access(inner.access & !RemoteAccess::all().bits() | access.bits());
+        let region = SharedRegion { inner: Arc::new(inner) };
+        match changed {
+            Ok(()) => Ok(region),
+            Err(error) => Err((error, region)),
+        }
     }
 
     /// Takes the memory back from the peers: deregisters, which revokes the remote key, and registers

@@ -173,6 +173,7 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             reserved,
             shared: SharedReceives::default(),
             health,
+            groups: parking_lot::Mutex::default(),
             pd: Arc::clone(&self.pd.inner),
         });
         let queue_pair = QueuePair::new(inner);

@@ -4,11 +4,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state};
 
 use crate::cq::CqInner;
 use crate::inflight::{Health, WorkQueue};
 use crate::pd::PdInner;
+use crate::port::Gid;
 use crate::srq::SrqInner;
 use crate::{Error, leak};
 
@@ -65,6 +67,8 @@ pub(crate) struct QpInner {
     pub(crate) reserved: u32,
     pub(crate) shared: SharedReceives,
     pub(crate) health: Arc<Health>,
+    /// Multicast groups that it is in, with their LIDs: it cannot be destroyed while it is in one.
+    pub(crate) groups: Mutex<Vec<(Gid, u16)>>,
     pub(crate) pd: Arc<PdInner>,
 }
 
@@ -106,6 +110,30 @@ impl QpInner {
         Ok(attr)
     }
 
+    /// `ibv_attach_mcast`.
+    pub(crate) fn attach(&self, gid: Gid, lid: u16) -> Result<(), Error> {
+        let raw = gid.raw();
+        let attach = self.pd.context.verbs.ibv_attach_mcast;
+        let mut groups = self.groups.lock();
+        // SAFETY: the pair is live (S-1), the GID valid for reads.
+        Error::check("ibv_attach_mcast", unsafe { attach(self.ptr.as_ptr(), &raw const raw, lid) })?;
+        if !groups.contains(&(gid, lid)) {
+            groups.push((gid, lid));
+        }
+        Ok(())
+    }
+
+    /// `ibv_detach_mcast`.
+    pub(crate) fn detach(&self, gid: Gid, lid: u16) -> Result<(), Error> {
+        let raw = gid.raw();
+        let detach = self.pd.context.verbs.ibv_detach_mcast;
+        let mut groups = self.groups.lock();
+        // SAFETY: the pair is live (S-1), the GID valid for reads.
+        Error::check("ibv_detach_mcast", unsafe { detach(self.ptr.as_ptr(), &raw const raw, lid) })?;
+        groups.retain(|group| *group != (gid, lid));
+        Ok(())
+    }
+
     /// Completes what is in flight as flushed: the verb that reset or destroyed the pair succeeded.
     pub(crate) fn reclaim(&self, destroyed: bool) {
         self.send_cq.reclaim(&self.sq, destroyed);
@@ -125,6 +153,12 @@ impl Drop for QpInner {
     fn drop(&mut self) {
         let context = &self.pd.context;
         context.qps.lock().remove(&self.ptr.addr());
+        for (gid, lid) in std::mem::take(self.groups.get_mut()) {
+            if let Err(error) = self.detach(gid, lid) {
+                tracing::warn!(%error, "a queue pair that goes could not leave its multicast group");
+            }
+        }
+        let context = &self.pd.context;
         // SAFETY: created once, destroyed once; every handle holds an Arc (S-1).
         let code = unsafe { (context.verbs.ibv_destroy_qp)(self.ptr.as_ptr()) };
         if let Err(error) = Error::check("ibv_destroy_qp", code) {

@@ -96,7 +96,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
 
 impl<T: Transport, S: State> QueuePair<T, S> {
     /// Joins a multicast group (`man ibv_attach_mcast`): datagrams to `gid` (and on InfiniBand `lid`) come to
-    /// this pair too.
+    /// this pair too. It leaves its groups when it is dropped.
     ///
     /// # Errors
     ///
@@ -105,12 +105,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     where
         T: Datagram,
     {
-        let raw = gid.raw();
-        // SAFETY: the pair is live (S-1), the GID valid for reads.
-        let code = unsafe {
-            (self.inner.pd.context.verbs.ibv_attach_mcast)(self.inner.ptr.as_ptr(), &raw const raw, lid)
-        };
-        Error::check("ibv_attach_mcast", code)
+        self.inner.attach(gid, lid)
     }
 
     /// Leaves a multicast group (`man ibv_detach_mcast`).
@@ -122,11 +117,6 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     where
         T: Datagram,
     {
-        let raw = gid.raw();
-        // SAFETY: the pair is live (S-1), the GID valid for reads.
-        let code = unsafe {
-            (self.inner.pd.context.verbs.ibv_detach_mcast)(self.inner.ptr.as_ptr(), &raw const raw, lid)
-        };
-        Error::check("ibv_detach_mcast", code)
+        self.inner.detach(gid, lid)
     }
 }
