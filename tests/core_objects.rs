@@ -9,11 +9,16 @@ use std::time::Instant;
 
 use rdma_core::qp::transport::{Connected, Rc, Ud};
 use rdma_core::{
-    AddressVector, AnyQueuePair, AsyncEvents, ConnectOptions, EndpointOptions, Error, Event, EventKind, Gid,
-    GlobalRoute, Notify, Observed, RecvRequest, RegionFlags, RemoteAccess, SharedRegion, Status, WindowType,
-    WorkRequest,
+    AddressVector, AnyQueuePair, AsyncEvents, Buffer, ConnectOptions, EndpointOptions, Error, Event,
+    EventKind, Gid, GlobalRoute, Notify, Observed, ProtectionDomain, RecvRequest, RegionFlags, RemoteAccess,
+    SharedRegion, Status, WindowType, WorkRequest,
 };
 use support::{LIMIT, Pair, QKEY, collect, open, rc, skip, uc, ud};
+
+/// A buffer that holds `bytes`.
+fn buffer(pd: &ProtectionDomain, bytes: &[u8]) -> Buffer {
+    pd.register(bytes.to_vec()).unwrap().into_buffer()
+}
 
 /// The next event that `wanted` takes.
 fn event(events: &AsyncEvents, wanted: impl Fn(&Event) -> bool) -> Event {
@@ -332,8 +337,8 @@ fn a_send_queue_drains_and_goes_on() {
     assert_eq!(sqd.observe().unwrap(), Observed::Ready("SQD"));
     assert!(collect(&pair.a.cq, 1)[0].result.is_ok());
     let qp = sqd.resume().unwrap();
-    pair.b.qp.post_recv(RecvRequest::new([pair.buffer(b"12345678")])).unwrap();
-    qp.post_send(WorkRequest::send([pair.pd.register(b"after".to_vec()).unwrap().into_buffer()])).unwrap();
+    pair.b.qp.post_recv(buffer(&pair.pd, b"12345678")).unwrap();
+    qp.post_send(buffer(&pair.pd, b"after")).unwrap();
     assert!(collect(&pair.b.cq, 2).iter().all(|done| done.result.is_ok()));
 }
 
@@ -351,9 +356,9 @@ fn a_send_that_fails_leaves_the_receives_of_ud() {
         return skip("SQE", "the device moved the pair elsewhere");
     }
     let sqe = pair.a.qp.send_failed().unwrap();
-    sqe.post_recv(pair.empty(64)).unwrap();
+    sqe.post_recv(buffer(&pair.pd, &[0; 64])).unwrap();
     let qp = sqe.resume().unwrap();
-    let request = WorkRequest::send_to(pair.buffer(b"again"), &address, qp.num(), QKEY);
+    let request = WorkRequest::send_to(buffer(&pair.pd, b"again"), &address, qp.num(), QKEY);
     qp.post_send(request).unwrap();
     assert!(collect(&pair.a.cq, 2).iter().all(|done| done.result.is_ok()));
     // A pair that did not fail is not in SQE.
@@ -412,9 +417,9 @@ fn halves_are_joined_only_with_their_own() {
     let (send, receive) = one.a.qp.split();
     let (other_send, other_receive) = two.a.qp.split();
     let (send, _) = send.reunite(other_receive).unwrap_err();
-    one.b.qp.post_recv(one.empty(8)).unwrap();
-    receive.post_recv(one.empty(8)).unwrap();
-    send.post_send(one.buffer(b"half")).unwrap();
+    one.b.qp.post_recv(buffer(&one.pd, &[0; 8])).unwrap();
+    receive.post_recv(buffer(&one.pd, &[0; 8])).unwrap();
+    send.post_send(buffer(&one.pd, b"half")).unwrap();
     assert_eq!(&collect(&one.b.cq, 1)[0].buffers[0][..], b"half");
     drop(other_send);
     assert_eq!(send.reunite(receive).unwrap().observe().unwrap(), Observed::Ready("RTS"));

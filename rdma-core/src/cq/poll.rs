@@ -44,7 +44,7 @@ pub(crate) fn run(list: impl IntoIterator<Item = Later>) {
 
 /// Where completions go while a batch is dispatched.
 pub(crate) trait Sink {
-    /// Takes a completion of `post_*`, and all that its slot holds; counts it.
+    /// Takes a completion of `post_*`, and all that its slot holds; counts the credit that returns, if it holds one.
     ///
     /// # Safety
     ///
@@ -67,7 +67,7 @@ struct Lending<'a> {
 
 impl Sink for Lending<'_> {
     unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
-        self.credits += 1;
+        self.credits += u32::from(queue.takes_credits());
         // SAFETY: the caller's promise.
         let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
         self.out.push(item, rest);
@@ -124,7 +124,7 @@ impl<'a> Parking<'a> {
 
 impl Sink for Parking<'_> {
     unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
-        self.credits += 1;
+        self.credits += u32::from(queue.takes_credits());
         // SAFETY: the caller's promise.
         let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
         self.parked.push_back(Parked { item, rest: rest.collect() });

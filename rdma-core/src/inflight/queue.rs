@@ -224,6 +224,13 @@ impl WorkQueue {
         self.post.lock()
     }
 
+    /// Whether each work request holds a credit of the completion queue, which its completion returns. For a shared
+    /// queue its pairs have reserved the depth instead.
+    #[inline]
+    pub(crate) fn takes_credits(&self) -> bool {
+        !self.owner.is_null()
+    }
+
     /// Whether completions come in the order of posting.
     #[inline]
     fn is_fifo(&self) -> bool {
@@ -375,7 +382,9 @@ impl WorkQueue {
                 unsafe { self.slots.release(slot) };
             }
             Claim::Owned { waiting } => {
-                sink.count();
+                if self.takes_credits() {
+                    sink.count();
+                }
                 // SAFETY: claimed with this answer, finished once.
                 match unsafe { self.slots.finish(slot, waiting, *wc) } {
                     Ok(None) => {}
@@ -385,7 +394,9 @@ impl WorkQueue {
                 return;
             }
             Claim::Ignored => {
-                sink.count();
+                if self.takes_credits() {
+                    sink.count();
+                }
                 self.discard(slot, sink);
             }
         }

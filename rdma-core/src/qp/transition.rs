@@ -108,6 +108,16 @@ impl Fill for Nothing {
     }
 }
 
+/// To SQD: with an event when the queue has drained.
+struct Drained;
+
+impl Fill for Drained {
+    fn fill(&self, attr: &mut verbs_sys::ibv_qp_attr) -> M {
+        attr.en_sqd_async_notify = 1;
+        M::IBV_QP_EN_SQD_ASYNC_NOTIFY
+    }
+}
+
 impl<T: Transport, S: State> QueuePair<T, S> {
     /// RESET to INIT: receives can be posted from then on.
     ///
@@ -157,7 +167,7 @@ impl<T: Transport> QueuePair<T, Rts> {
     ///
     /// What `ibv_modify_qp` says, with the pair; not every provider has SQD.
     pub fn sqd(self) -> Result<QueuePair<T, Sqd>, TransitionError<Self>> {
-        self.step(ibv_qp_state::IBV_QPS_SQD, &Nothing, M(0))
+        self.step(ibv_qp_state::IBV_QPS_SQD, &Drained, M(0))
     }
 }
 
