@@ -11,7 +11,7 @@ mod sim;
 use libfuzzer_sys::fuzz_target;
 use rdma_soft::proto::{Attributes, CompletionKind, Data, SendFlags, SendOperation, Sge, State, Time};
 use rdma_soft::wire::{Psn, Transport};
-use sim::{Pair, PairConfig, Rights, Side, compare_swap, fetch_add, read_from, write_to};
+use sim::{Pair, PairConfig, Rights, Side, atomic_write, compare_swap, fetch_add, read_from, write_to};
 
 const GUARD: u8 = 0xa5;
 
@@ -135,6 +135,7 @@ impl World {
             7 | 8 => read_from(remote),
             9 => compare_swap(remote, 1, 2),
             10 => fetch_add(remote, 1),
+            12 => atomic_write(remote),
             11 => SendOperation::LocalInvalidate(u32::from(place)),
             _ => SendOperation::Send,
         };

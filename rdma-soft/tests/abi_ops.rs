@@ -57,6 +57,54 @@ fn atomics_return_what_was_there() {
     assert_eq!(word(&b, 64), 100);
 }
 
+/// A queue pair with ATOMIC WRITE in the place of the one that `end` has.
+fn with_atomic_write(end: &mut End) {
+    let mut init: ibv_qp_init_attr_ex = zeroed();
+    (init.send_cq, init.recv_cq, init.pd) = (end.cq, end.cq, end.pd);
+    init.qp_type = ibv_qp_type::IBV_QPT_RC;
+    init.cap = ibv_qp_cap { max_send_wr: 8, max_recv_wr: 8, max_send_sge: 1, ..zeroed() };
+    init.comp_mask = ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_PD.0
+        | ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_SEND_OPS_FLAGS.0;
+    init.send_ops_flags = ibv_qp_create_send_ops_flags::IBV_QP_EX_WITH_ATOMIC_WRITE.0.into();
+    unsafe {
+        assert_eq!((v().ibv_destroy_qp)(end.qp), 0);
+        end.qp = ibv_create_qp_ex(end.context, &mut init);
+    }
+    assert!(!end.qp.is_null(), "errno {}", errno());
+}
+
+#[test]
+fn atomic_writes_store_eight_bytes() {
+    let mut attr: ibv_device_attr_ex = zeroed();
+    let (mut a, b) = (End::new(Options::default()), End::new(Options::default()));
+    with_atomic_write(&mut a);
+    a.connect(b.address());
+    b.connect(a.address());
+    assert_eq!(unsafe { ibv_query_device_ex(a.context, ptr::null(), &mut attr) }, 0);
+    assert_ne!(attr.device_cap_flags_ex & 1 << 40, 0, "IB_UVERBS_DEVICE_ATOMIC_WRITE");
+    let to = b.address();
+    let qp = unsafe { (v().ibv_qp_to_qp_ex.unwrap())(a.qp) };
+    let extended = |at: u64, value: &[u8; 8]| unsafe {
+        (*qp).wr_start.unwrap()(qp);
+        (*qp).wr_id = 9;
+        (*qp).wr_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+        (*qp).wr_atomic_write.unwrap()(qp, to.rkey, to.va + at, value.as_ptr().cast());
+        assert_eq!((*qp).wr_complete.unwrap()(qp), 0);
+    };
+    extended(64, b"as a one");
+    let wc = a.wait_success();
+    assert_eq!((wc.wr_id, wc.opcode), (9, ibv_wc_opcode::IBV_WC_ATOMIC_WRITE));
+    assert_eq!(b.read(56, 24), b"\0\0\0\0\0\0\0\0as a one\0\0\0\0\0\0\0\0");
+    // From registered memory, as any other write.
+    a.write(8, b"gathered");
+    assert_eq!(a.rdma(Op::IBV_WR_ATOMIC_WRITE, 1, 8, 8, to, 72), 0);
+    assert_eq!(a.wait_success().opcode, ibv_wc_opcode::IBV_WC_ATOMIC_WRITE);
+    assert_eq!(b.read(64, 16), b"as a onegathered");
+    extended(68, b"not here");
+    assert_eq!(a.wait().status, Status::IBV_WC_REM_INV_REQ_ERR);
+    assert_eq!(b.read(64, 16), b"as a onegathered");
+}
+
 #[test]
 fn remote_accesses_are_checked() {
     // What the peer's queue pair does not allow is no valid request to it; what its region does not allow, or

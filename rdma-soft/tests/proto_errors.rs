@@ -6,7 +6,9 @@ use rdma_soft::proto::{
     Acks, Attributes, BindRequest, Event, MAX_PACKET_LEN, PathMtu, QpAccess, SendFlags, SendOperation, Sge,
     State, Status,
 };
-use sim::{Pair, PairConfig, Rights, compare_swap, fetch_add, read_from, with_buffers, write_to};
+use sim::{
+    Pair, PairConfig, Rights, atomic_write, compare_swap, fetch_add, read_from, with_buffers, write_to,
+};
 
 const OK: Status = Status::Success;
 
@@ -39,6 +41,10 @@ fn source_of(pair: &Pair) -> Sge {
     Sge { addr: region.addr, length: 4096, lkey: region.key }
 }
 
+fn word_of(pair: &Pair) -> Sge {
+    Sge { length: 8, ..source_of(pair) }
+}
+
 #[test]
 fn a_wrong_remote_key_is_an_access_error() {
     let wrong = |target: Sge| Sge { lkey: 0xdead, ..target };
@@ -54,6 +60,11 @@ fn a_wrong_remote_key_is_an_access_error() {
     );
     refused(
         |pair, target| (fetch_add(wrong(target), 1), source_of(pair)),
+        Status::RemoteAccess,
+        Event::AccessError,
+    );
+    refused(
+        |pair, target| (atomic_write(wrong(target)), word_of(pair)),
         Status::RemoteAccess,
         Event::AccessError,
     );
@@ -97,6 +108,14 @@ fn a_right_that_the_region_lacks_is_an_access_error() {
         Status::RemoteAccess,
         Event::AccessError,
     );
+    let no_write = |pair: &mut Pair| {
+        pair.server.host.register(vec![0; 4096], Rights { remote_write: false, ..Rights::ALL })
+    };
+    refused(
+        |pair, _| (atomic_write(no_write(pair)), word_of(pair)),
+        Status::RemoteAccess,
+        Event::AccessError,
+    );
 }
 
 #[test]
@@ -120,10 +139,28 @@ fn an_operation_that_the_queue_pair_does_not_allow_is_invalid() {
 }
 
 #[test]
+fn a_write_that_the_queue_pair_does_not_allow_is_invalid() {
+    for operation in [write_to as fn(Sge) -> SendOperation, atomic_write] {
+        let attributes =
+            Attributes { access: QpAccess::all() - QpAccess::REMOTE_WRITE, ..PairConfig::rc().attributes };
+        let (mut pair, source, target) = with_buffers(&PairConfig { attributes, ..PairConfig::rc() }, 8);
+        let got = statuses(&mut pair, (read_from(target), source), (operation(target), source));
+        assert_eq!(got, [OK, Status::RemoteInvalidRequest, Status::WrFlush]);
+        assert_eq!(pair.server.host.events.last(), Some(&Event::RequestError));
+        assert_eq!(pair.server.host.bytes(target), [0; 8]);
+    }
+}
+
+#[test]
 fn an_unaligned_atomic_is_invalid() {
     let unaligned = |target: Sge| Sge { addr: target.addr + 4, ..target };
     refused(
         |pair, target| (fetch_add(unaligned(target), 1), source_of(pair)),
+        Status::RemoteInvalidRequest,
+        Event::RequestError,
+    );
+    refused(
+        |pair, target| (atomic_write(unaligned(target)), word_of(pair)),
         Status::RemoteInvalidRequest,
         Event::RequestError,
     );
@@ -198,6 +235,16 @@ fn a_message_beyond_two_gigabytes_is_a_length_error() {
     let huge = Sge { length: (1 << 31) + 1, ..source };
     let got = statuses(&mut pair, (write_to(target), source), (write_to(target), huge));
     assert_eq!(got, [OK, Status::LocalLength, Status::WrFlush]);
+}
+
+#[test]
+fn an_atomic_write_of_other_than_eight_bytes_is_a_length_error() {
+    for length in [0, 7, 9, 16, (1 << 31) + 1] {
+        let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 64);
+        let wrong = Sge { length, ..source };
+        let got = statuses(&mut pair, (read_from(target), source), (atomic_write(target), wrong));
+        assert_eq!(got, [OK, Status::LocalLength, Status::WrFlush], "{length}");
+    }
 }
 
 #[test]

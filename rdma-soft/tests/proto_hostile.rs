@@ -7,7 +7,9 @@ use rdma_soft::wire::{
     AethRepr, AtomicAckEthRepr, AtomicEthRepr, BthRepr, IethRepr, ImmDtRepr, NakCode, Opcode, PacketRepr,
     Psn, RethRepr, Syndrome, Transport,
 };
-use sim::{Pair, PairConfig, Rights, Rng, fetch_add, pattern, read_from, with_buffers, write_to};
+use sim::{
+    Pair, PairConfig, Rights, Rng, atomic_write, fetch_add, pattern, read_from, with_buffers, write_to,
+};
 
 const START: u32 = 0xff_fff0;
 
@@ -85,6 +87,31 @@ fn a_write_that_brings_more_or_less_than_it_announced_is_refused() {
             let begins = opcode.info().expect("known").position.begins();
             send(&mut pair, true, &PacketRepr { reth: packet.reth.filter(|_| begins), ..packet });
         }
+        is_refused(&mut pair, NakCode::INVALID_REQUEST, target);
+    }
+}
+
+/// RDMA/rxe: Reject non-8-byte ATOMIC_WRITE payloads
+#[test]
+fn an_atomic_write_of_other_than_eight_bytes_is_refused() {
+    let full = [1; 1024];
+    // (announced, brought)
+    for (announced, len) in [
+        (0, 0),
+        (0, 8),
+        (8, 0),
+        (4, 4),
+        (7, 7),
+        (8, 7),
+        (7, 8),
+        (8, 9),
+        (9, 9),
+        (8, 16),
+        (16, 16),
+        (1024, 1024),
+    ] {
+        let (mut pair, _, target) = with_buffers(&PairConfig::rc(), 4096);
+        send(&mut pair, true, &write(Opcode::RC_ATOMIC_WRITE, 0, target, announced, &full[..len]));
         is_refused(&mut pair, NakCode::INVALID_REQUEST, target);
     }
 }
@@ -257,12 +284,16 @@ fn a_response_of_another_kind_than_the_request_is_a_bad_response() {
     assert_eq!(answer(write_to, &read), bad);
     assert_eq!(answer(read_from, &atomic), bad);
     assert_eq!(answer(|target| fetch_add(target, 1), &read), bad);
+    // An ATOMIC WRITE is answered without data, in one packet.
+    assert_eq!(answer(atomic_write, &read), bad);
+    assert_eq!(answer(atomic_write, &atomic), bad);
+    assert_eq!(answer(atomic_write, &ack(Opcode::RC_READ_RESPONSE_LAST, 0, &[])), bad);
 }
 
 /// A plain acknowledgement in place of a READ response or atomic answer completes nothing.
 #[test]
 fn an_acknowledgement_is_no_answer_to_a_read() {
-    for operation in [read_from as fn(Sge) -> SendOperation, |target| fetch_add(target, 1)] {
+    for operation in [read_from as fn(Sge) -> SendOperation, |target| fetch_add(target, 1), atomic_write] {
         let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 8);
         pair.client.post(1, operation(target), &[source]);
         pair.transmit();
@@ -273,6 +304,31 @@ fn an_acknowledgement_is_no_answer_to_a_read() {
         pair.drive();
         assert_eq!(pair.client.sent(), [(1, Status::Success)]);
     }
+}
+
+/// What came after it must not be overwritten by a late copy.
+#[test]
+fn a_duplicate_of_an_atomic_write_is_answered_and_not_written() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 8);
+    pair.client.post(1, atomic_write(target), &[source]);
+    pair.drive();
+    assert_eq!(pair.server.host.bytes(target), pattern(8));
+    let sent = pair.links[1].sent;
+    for payload in [&[7; 8][..], &[]] {
+        send(&mut pair, true, &write(Opcode::RC_ATOMIC_WRITE, 0, target, 8, payload));
+    }
+    pair.transmit();
+    assert_eq!(pair.links[1].sent, sent + 1);
+    // A READ or an atomic in its place.
+    send(&mut pair, true, &write(Opcode::RC_READ_REQUEST, 0, target, 8, &[]));
+    let atomic = AtomicEthRepr { va: target.addr, rkey: target.lkey, swap_add: 5, compare: 0 };
+    let packet =
+        PacketRepr { atomic_eth: Some(atomic), ..PacketRepr::new(bth(Opcode::RC_FETCH_ADD, 0), &[]) };
+    send(&mut pair, true, &packet);
+    pair.transmit();
+    assert_eq!(pair.links[1].sent, sent + 1);
+    assert_eq!(pair.server.host.counter(Counter::DropForgotten), 2);
+    assert_eq!(pair.server.host.bytes(target), pattern(8));
 }
 
 /// A duplicate READ is answered only from what the original request was allowed.
@@ -298,6 +354,12 @@ fn duplicates_that_differ_from_their_original_are_dropped() {
         pair.transmit();
         assert_eq!(pair.links[1].sent, sent, "{offset} {dma_len}");
     }
+    // An ATOMIC WRITE in the place of a READ and of an atomic.
+    for offset in [0, 4] {
+        send(&mut pair, true, &write(Opcode::RC_ATOMIC_WRITE, offset, target, 8, &[7; 8]));
+        pair.transmit();
+        assert_eq!(pair.links[1].sent, sent);
+    }
     // An atomic in the place of a READ, and one that was never executed.
     for offset in [0, Psn::MODULUS - 5] {
         let atomic = AtomicEthRepr { va: target.addr, rkey: target.lkey, swap_add: 5, compare: 0 };
@@ -309,7 +371,7 @@ fn duplicates_that_differ_from_their_original_are_dropped() {
         pair.transmit();
         assert_eq!(pair.links[1].sent, sent);
     }
-    assert_eq!(pair.server.host.counter(Counter::DropForgotten), 10);
+    assert_eq!(pair.server.host.counter(Counter::DropForgotten), 12);
     assert_eq!(pair.server.host.bytes(target)[..8], 1u64.to_ne_bytes());
     // A rest of the original is answered.
     let rest = Sge { addr: target.addr + 3072, ..target };

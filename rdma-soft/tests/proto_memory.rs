@@ -139,10 +139,12 @@ fn no_operation_allocates() {
         SendOperation::Read { va, rkey },
         SendOperation::FetchAdd { va, rkey, add: 1 },
         SendOperation::LocalInvalidate(1),
+        SendOperation::AtomicWrite { va, rkey },
     ];
     for round in 0..100 {
         for (wr_id, operation) in (0..).zip(operations) {
-            let sges = [Sge { addr: 0, length: 20_000, lkey: 1 }];
+            let length = if matches!(operation, SendOperation::AtomicWrite { .. }) { 8 } else { 20_000 };
+            let sges = [Sge { addr: 0, length, lkey: 1 }];
             let data = Data::Gather(&sges);
             let request =
                 SendRequest { wr_id, operation, flags: SendFlags::SIGNALED, data, destination: None };
@@ -161,7 +163,7 @@ fn no_operation_allocates() {
                 }
             }
         }
-        assert_eq!(hosts[0].completions, (round + 1) * 7);
+        assert_eq!(hosts[0].completions, (round + 1) * 8);
     }
     assert_eq!(ALLOCATIONS.get() - before, 0);
 }

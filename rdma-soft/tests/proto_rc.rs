@@ -9,7 +9,10 @@ use rdma_soft::proto::{
     ImmediateOrKey, PathMtu, PostError, SendFlags, SendOperation, Sge, State, Status,
 };
 use rdma_soft::wire::Opcode;
-use sim::{Pair, PairConfig, Rights, compare_swap, fetch_add, pattern, read_from, with_buffers, write_to};
+use sim::{
+    Pair, PairConfig, Rights, atomic_write, compare_swap, fetch_add, pattern, read_from, with_buffers,
+    write_to,
+};
 
 const OK: Status = Status::Success;
 
@@ -95,6 +98,26 @@ fn atomics_return_what_was_there() {
         assert_eq!(pair.client.host.bytes(result), original.to_ne_bytes());
     }
     assert_eq!(pair.server.host.bytes(word), 9u64.to_ne_bytes());
+}
+
+#[test]
+fn atomic_write_stores_eight_bytes() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 8);
+    pair.trace = Some(vec![]);
+    pair.client.post(1, atomic_write(target), &[source]);
+    pair.drive();
+    let sent = pair.client.host.take(CompletionKind::Send);
+    assert_eq!((sent[0].status, sent[0].opcode), (OK, CompletionOpcode::AtomicWrite));
+    assert_eq!(pair.server.host.bytes(target), pattern(8));
+    let inline = Data::Inline(&[&[1, 2, 3], &[4, 5, 6, 7, 8]]);
+    pair.client.try_post(2, atomic_write(target), inline, SendFlags::SIGNALED).expect("accepted");
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(2, OK)]);
+    assert_eq!(pair.server.host.bytes(target), [1, 2, 3, 4, 5, 6, 7, 8]);
+    let trace = pair.trace.take().expect("traced");
+    let opcodes: Vec<_> = trace.iter().map(|(_, opcode, _)| *opcode).collect();
+    let round = [Opcode::RC_ATOMIC_WRITE.value(), Opcode::RC_READ_RESPONSE_ONLY.value()];
+    assert_eq!(opcodes, [round, round].concat());
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod sim;
 
 use rdma_soft::proto::{Acks, Attributes, Counter, MAX_PACKET_LEN, PathMtu, SendOperation, State, Status};
 use rdma_soft::wire::{AethRepr, BthRepr, NakCode, Opcode, PacketRepr, Psn, RnrTimer, Syndrome};
-use sim::{LinkConfig, Pair, PairConfig, Rights, fetch_add, pattern, read_from, with_buffers, write_to};
+use sim::{
+    LinkConfig, Pair, PairConfig, Rights, atomic_write, fetch_add, pattern, read_from, with_buffers, write_to,
+};
 
 const OK: Status = Status::Success;
 
@@ -84,6 +86,17 @@ fn a_lost_atomic_answer_is_repeated_and_not_executed_again() {
     assert_eq!(pair.client.sent(), [(1, OK)]);
     assert_eq!(pair.client.host.bytes(source), 0u64.to_ne_bytes());
     assert_eq!(pair.server.host.bytes(target), 3u64.to_ne_bytes());
+    assert_eq!(pair.server.host.counter(Counter::DuplicateRequest), 2);
+}
+
+#[test]
+fn a_lost_answer_to_an_atomic_write_is_repeated() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 8);
+    pair.links[1].lose = vec![0, 1];
+    pair.client.post(1, atomic_write(target), &[source]);
+    pair.drive();
+    assert_eq!(pair.client.sent(), [(1, OK)]);
+    assert_eq!(pair.server.host.bytes(target), pattern(8));
     assert_eq!(pair.server.host.counter(Counter::DuplicateRequest), 2);
 }
 

@@ -102,6 +102,7 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
         ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD => {
             SendOperation::FetchAdd { va: atomic.remote_addr, rkey: atomic.rkey, add: atomic.compare_add }
         }
+        ibv_wr_opcode::IBV_WR_ATOMIC_WRITE => SendOperation::AtomicWrite { va, rkey },
         ibv_wr_opcode::IBV_WR_LOCAL_INV => SendOperation::LocalInvalidate(key),
         ibv_wr_opcode::IBV_WR_BIND_MW => {
             // SAFETY: a bind has a window and its information there.

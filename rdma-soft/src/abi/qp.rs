@@ -200,6 +200,9 @@ pub(crate) unsafe extern "C" fn create_qp_ex(
         qp_type: init.qp_type,
         sq_sig_all: init.sq_sig_all,
     };
+    if extended {
+        basic.cap.max_inline_data = basic.cap.max_inline_data.max(qp_ex::inline_needed(init.send_ops_flags));
+    }
     // SAFETY: the objects in the attributes are live by the caller's promise.
     let qp = match unsafe { create(context, init.pd, &mut basic, extended) } {
         Ok(qp) => qp,

@@ -18,8 +18,14 @@ const WRITES: u64 = (Ops::IBV_QP_EX_WITH_RDMA_WRITE.0 | Ops::IBV_QP_EX_WITH_RDMA
 const RELIABLE: u64 = (Ops::IBV_QP_EX_WITH_RDMA_READ.0
     | Ops::IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP.0
     | Ops::IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD.0
+    | Ops::IBV_QP_EX_WITH_ATOMIC_WRITE.0
     | Ops::IBV_QP_EX_WITH_SEND_WITH_INV.0) as u64;
 const LOCAL: u64 = (Ops::IBV_QP_EX_WITH_LOCAL_INV.0 | Ops::IBV_QP_EX_WITH_BIND_MW.0) as u64;
+
+/// Inline bytes that the operations need without being asked for.
+pub(crate) fn inline_needed(flags: u64) -> u32 {
+    if flags & u64::from(Ops::IBV_QP_EX_WITH_ATOMIC_WRITE.0) == 0 { 0 } else { 8 }
+}
 
 /// Whether a queue pair of this type can have all of these operations.
 pub(crate) fn offers(qp_type: ibv_qp_type, flags: u64) -> bool {
@@ -48,6 +54,7 @@ pub(crate) fn fill(qp: &mut ibv_qp_ex, flags: u64) {
         IBV_QP_EX_WITH_RDMA_READ: wr_rdma_read;
         IBV_QP_EX_WITH_ATOMIC_CMP_AND_SWP: wr_atomic_cmp_swp;
         IBV_QP_EX_WITH_ATOMIC_FETCH_AND_ADD: wr_atomic_fetch_add;
+        IBV_QP_EX_WITH_ATOMIC_WRITE: wr_atomic_write;
         IBV_QP_EX_WITH_LOCAL_INV: wr_local_inv;
         IBV_QP_EX_WITH_BIND_MW: wr_bind_mw;
     }
@@ -144,6 +151,14 @@ operation! {
     wr_local_inv(key: u32) = SendOperation::LocalInvalidate(key);
 }
 
+/// The one operation that brings its data along: eight bytes, copied now.
+unsafe extern "C" fn wr_atomic_write(qp: *mut ibv_qp_ex, rkey: u32, va: u64, atomic_wr: *const c_void) {
+    // SAFETY: as the other operations.
+    unsafe { begin(qp, Ok(SendOperation::AtomicWrite { va, rkey })) };
+    // SAFETY: the caller passes eight readable bytes, which are not written through this pointer.
+    unsafe { wr_set_inline_data(qp, atomic_wr.cast_mut(), size_of::<u64>()) };
+}
+
 unsafe extern "C" fn wr_bind_mw(
     qp: *mut ibv_qp_ex,
     window: *mut ibv_mw,
@@ -182,7 +197,7 @@ unsafe extern "C" fn wr_set_sge_list(qp: *mut ibv_qp_ex, count: usize, list: *co
         let first = builder.sges.len();
         builder.sges.extend(list.iter().map(to_sge));
         match builder.requests.last_mut() {
-            Some(request) => request.data = (first, count),
+            Some(request) => (request.data, request.is_inline) = ((first, count), false),
             None => builder.error = libc::EINVAL,
         }
     };

@@ -19,6 +19,8 @@ pub(crate) const MAX_MESSAGE: u32 = 1 << 30;
 /// READ and atomic requests of a queue pair at a time, either way.
 pub(crate) const MAX_RD_ATOMIC: u8 = 128;
 const PKEY: u16 = 0xffff;
+/// `IB_UVERBS_DEVICE_ATOMIC_WRITE` of the kernel's `ib_user_verbs.h`; libibverbs has no name of its own for it.
+const DEVICE_ATOMIC_WRITE: u64 = 1 << 40;
 const PHYS_STATE_LINK_UP: u8 = 5;
 /// `IBV_LINK_LAYER_ETHERNET`, in the type of its field.
 const LINK_LAYER_ETHERNET: u8 = 2;
@@ -124,7 +126,7 @@ pub(crate) unsafe extern "C" fn query_device_ex(
     told.completion_timestamp_mask = u64::MAX;
     // Timestamps count nanoseconds; this is in kHz.
     told.hca_core_clock = 1_000_000;
-    told.device_cap_flags_ex = u64::from(told.orig_attr.device_cap_flags);
+    told.device_cap_flags_ex = u64::from(told.orig_attr.device_cap_flags) | DEVICE_ATOMIC_WRITE;
     told.phys_port_cnt_ex = 1;
     // SAFETY: the caller passes room for `attr_size` bytes, and the smaller of both sizes is copied.
     unsafe { super::object::copy_prefix(&told, attr.cast(), attr_size) };

@@ -291,7 +291,7 @@ impl MemoryTable {
 
     pub(crate) fn atomic(&self, who: Accessor, rkey: u32, va: u64, op: AtomicOp) -> Result<u64, RemoteError> {
         let table = self.read();
-        let word = remote(&table, who, rkey, va, size_of::<u64>(), Access::REMOTE_ATOMIC)?;
+        let word = remote(&table, who, rkey, va, size_of::<u64>(), Access::of(op.access()))?;
         word.update_word(|old| match op {
             AtomicOp::CompareSwap { compare, swap } => {
                 if old == compare {
@@ -301,6 +301,7 @@ impl MemoryTable {
                 }
             }
             AtomicOp::FetchAdd { add } => old.wrapping_add(add),
+            AtomicOp::Store { value } => value,
         })
         .ok_or(RemoteError)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::work::len32;
 use super::{Counter, Host, QueuePair, SendOperation, State, Status, Time};
-use crate::wire::{NakCode, Operation, Packet, Psn, RnrTimer};
+use crate::wire::{NakCode, Operation, Packet, Position, Psn, RnrTimer};
 
 impl QueuePair {
     /// Handles an acknowledgement, READ response or atomic acknowledgement.
@@ -193,9 +193,15 @@ impl QueuePair {
         let expected = if last { wqe.length.wrapping_sub(offset) } else { mtu };
         // Clause 9.7.5.2.4: operation code and length must be those of this PSN. Whether a response is the first
         // depends on which copy of the request it answers, and says nothing.
-        let fits = matches!(wqe.operation, SendOperation::Read { .. })
-            && packet.info().position.ends() == ends
-            && len32(packet.payload().len()) == expected;
+        let fits = match wqe.operation {
+            SendOperation::Read { .. } => {
+                packet.info().position.ends() == ends && len32(packet.payload().len()) == expected
+            }
+            SendOperation::AtomicWrite { .. } => {
+                packet.info().position == Position::Only && packet.payload().is_empty()
+            }
+            _ => false,
+        };
         if !fits {
             self.fail_request(host, Status::BadResponse);
             return;

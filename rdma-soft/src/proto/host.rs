@@ -21,7 +21,7 @@ pub enum RemoteAccess {
     Atomic,
 }
 
-/// An atomic operation on eight bytes in host byte order.
+/// An atomic operation on eight bytes. Values are in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtomicOp {
     /// Stores `swap` if `compare` is found.
@@ -36,6 +36,22 @@ pub enum AtomicOp {
         /// What is added.
         add: u64,
     },
+    /// Stores, as ATOMIC WRITE does.
+    Store {
+        /// What is stored.
+        value: u64,
+    },
+}
+
+impl AtomicOp {
+    /// The right that the operation needs. ATOMIC WRITE is a write (annex A19).
+    #[must_use]
+    pub const fn access(&self) -> RemoteAccess {
+        match self {
+            Self::CompareSwap { .. } | Self::FetchAdd { .. } => RemoteAccess::Atomic,
+            Self::Store { .. } => RemoteAccess::Write,
+        }
+    }
 }
 
 /// A bind of a memory window as the send queue carries it; only the host reads it.

@@ -33,7 +33,7 @@ pub(super) struct Requester {
     pub(super) sent: Psn,
     /// The oldest PSN that is not acknowledged.
     pub(super) una: Psn,
-    /// For each READ (chunk) and atomic request in flight the PSN after its last response.
+    /// For each READ (chunk), atomic and ATOMIC WRITE request in flight the PSN after its last response.
     pub(super) reads: VecDeque<Psn>,
     pub(super) congestion: Congestion,
     /// PSNs that one READ request asks for at most. Fixed, so that a repeated request never spans two.
@@ -252,12 +252,13 @@ impl QueuePair {
         let passed = self.req.psn - wqe.first;
         let place = Position::new(passed == 0, passed + count == wqe.packets);
         let offset = passed * mtu;
-        let payload_len = if wqe.wants_response() { 0 } else { (wqe.length - offset).min(mtu) };
+        let payload_len = if wqe.fetches() { 0 } else { (wqe.length - offset).min(mtu) };
 
         let opcode = match wqe.operation {
             Op::CompareSwap { .. } => Opcode::RC_COMPARE_SWAP,
             Op::FetchAdd { .. } => Opcode::RC_FETCH_ADD,
             Op::Read { .. } => Opcode::RC_READ_REQUEST,
+            Op::AtomicWrite { .. } => Opcode::RC_ATOMIC_WRITE,
             _ => match self.transport {
                 Transport::Rc => message_opcode(&wqe.operation, place),
                 Transport::Uc => message_opcode(&wqe.operation, place).to_uc(),
@@ -287,6 +288,9 @@ impl QueuePair {
         }
         match wqe.operation {
             Op::Write { va, rkey } | Op::WriteWithImmediate { va, rkey, .. } if place.begins() => {
+                RethRepr { va, rkey, dma_len: wqe.length }.emit(writer.header()?);
+            }
+            Op::AtomicWrite { va, rkey } => {
                 RethRepr { va, rkey, dma_len: wqe.length }.emit(writer.header()?);
             }
             Op::Read { va, rkey } => {

@@ -11,6 +11,8 @@ pub(super) enum Kind {
     Read { va: u64, rkey: u32, length: u32 },
     /// Atomic operation, with what stood there before it: a duplicate gets the same answer (clause 9.7.5.1.6).
     Atomic { original: u64 },
+    /// ATOMIC WRITE: a duplicate is answered and not written again.
+    AtomicWrite,
 }
 
 /// The part of the responses that is to be sent.
@@ -169,7 +171,7 @@ mod tests {
     fn originals(resources: &Resources) -> Vec<u64> {
         let value = |resource: &Resource| match resource.kind {
             Kind::Atomic { original } => original,
-            Kind::Read { .. } => u64::MAX,
+            Kind::Read { .. } | Kind::AtomicWrite => u64::MAX,
         };
         resources.ring.iter().map(value).collect()
     }

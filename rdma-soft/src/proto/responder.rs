@@ -107,6 +107,7 @@ impl QueuePair {
             Operation::Send | Operation::Write => self.execute_message(host, packet),
             _ if self.resp.assembly.in_message() => Err(Refusal::Sequence),
             Operation::ReadRequest => self.execute_read(host, packet),
+            Operation::AtomicWrite => self.execute_atomic_write(host, packet),
             _ => self.execute_atomic(host, packet),
         };
         match result {
@@ -174,6 +175,22 @@ impl QueuePair {
         Ok(())
     }
 
+    fn execute_atomic_write<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) -> Result<(), Refusal> {
+        let reth = packet.reth().ok_or(Refusal::Sequence)?;
+        if !self.attributes.access.contains(QpAccess::REMOTE_WRITE) {
+            return Err(Refusal::NotEnabled);
+        }
+        // Annex A19, oA19-28: eight bytes, at a multiple of eight.
+        let bytes = <[u8; 8]>::try_from(packet.payload()).map_err(|_| Refusal::Length)?;
+        if reth.dma_len != 8 || !reth.va.is_multiple_of(8) || !self.resp.resources.has_room() {
+            return Err(Refusal::Length);
+        }
+        let op = AtomicOp::Store { value: u64::from_ne_bytes(bytes) };
+        host.atomic(reth.rkey, reth.va, op).map_err(|_| Refusal::RemoteAccess)?;
+        self.remember(1, Kind::AtomicWrite);
+        Ok(())
+    }
+
     /// A READ or atomic was accepted. Its response acknowledges what came before.
     fn remember(&mut self, packets: u32, kind: Kind) {
         self.resp.resources.push(self.resp.epsn, packets, kind);
@@ -193,14 +210,14 @@ impl QueuePair {
             }
             _ => self.resp.resources.find(psn),
         };
+        let operation = packet.info().operation;
+        let single = Span { begin: psn, next: psn, end: psn.next(), end_offset: 0 };
         let replay = found.and_then(|(place, resource)| match resource.kind {
-            Kind::Atomic { .. } => {
-                let is_atomic = packet.atomic_eth().is_some();
-                is_atomic.then_some((place, Span { begin: psn, next: psn, end: psn.next(), end_offset: 0 }))
-            }
+            Kind::Atomic { .. } => packet.atomic_eth().is_some().then_some((place, single)),
+            Kind::AtomicWrite => (operation == Operation::AtomicWrite).then_some((place, single)),
             Kind::Read { va, rkey, length } => {
                 // The same request, or a rest of it.
-                let reth = packet.reth()?;
+                let reth = packet.reth().filter(|_| operation == Operation::ReadRequest)?;
                 let mtu = self.attributes.path_mtu.bytes();
                 let offset = (psn - resource.first).wrapping_mul(mtu);
                 let end_offset = offset.checked_add(reth.dma_len)?;
@@ -271,6 +288,7 @@ impl QueuePair {
             let (first, kind, answered) = (resource.first, resource.kind, resource.answered);
             let len = match kind {
                 Kind::Atomic { original } => self.write_atomic_response(span, original, out),
+                Kind::AtomicWrite => self.write_atomic_write_response(span, out),
                 Kind::Read { va, rkey, .. } => {
                     match self.write_read_response(host, first, va, rkey, span, out)? {
                         Some(len) => Some(len),
@@ -345,6 +363,14 @@ impl QueuePair {
         self.response_bth(Opcode::RC_ATOMIC_ACKNOWLEDGE, span.next).emit(writer.header()?);
         AethRepr { syndrome: Syndrome::ACK, msn: self.resp.msn }.emit(writer.header()?);
         AtomicAckEthRepr { original }.emit(writer.header()?);
+        Some(writer.len())
+    }
+
+    /// ATOMIC WRITE is answered by a READ response without data.
+    fn write_atomic_write_response(&self, span: Span, out: &mut [u8]) -> Option<usize> {
+        let mut writer = Writer::new(out);
+        self.response_bth(Opcode::RC_READ_RESPONSE_ONLY, span.next).emit(writer.header()?);
+        AethRepr { syndrome: Syndrome::ACK, msn: self.resp.msn }.emit(writer.header()?);
         Some(writer.len())
     }
 

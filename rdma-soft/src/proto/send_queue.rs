@@ -42,8 +42,13 @@ impl Wqe {
         self.first + self.packets
     }
 
-    /// Whether only a response with data completes it, never a plain acknowledgement.
+    /// Whether only a response completes it, never a plain acknowledgement.
     pub(super) fn wants_response(&self) -> bool {
+        self.fetches() || matches!(self.operation, SendOperation::AtomicWrite { .. })
+    }
+
+    /// Whether its elements say where bytes of the response go, not what is sent.
+    pub(super) fn fetches(&self) -> bool {
         matches!(
             self.operation,
             SendOperation::Read { .. } | SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }
@@ -166,6 +171,9 @@ impl SendQueue {
             }
             wqe.length = 8;
         }
+        if matches!(request.operation, SendOperation::AtomicWrite { .. }) && wqe.length != 8 {
+            wqe.error = Some(Status::LocalLength);
+        }
         if let (Some(place), Some(destination)) = (self.destinations.get_mut(slot), request.destination) {
             *place = destination;
         }
@@ -192,7 +200,7 @@ impl SendQueue {
     }
 
     fn store_inline(&mut self, slot: usize, wqe: &mut Wqe, pieces: &[&[u8]]) -> Result<(), PostError> {
-        if wqe.wants_response() || wqe.is_local() {
+        if wqe.fetches() || wqe.is_local() {
             return Err(PostError::InvalidOperation);
         }
         let mut room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
@@ -215,8 +223,10 @@ fn is_supported(transport: Transport, operation: &SendOperation) -> bool {
         Op::Write { .. } | Op::WriteWithImmediate { .. } | Op::BindWindow(_) | Op::LocalInvalidate(_) => {
             matches!(transport, Transport::Rc | Transport::Uc)
         }
-        Op::SendWithInvalidate(_) | Op::Read { .. } | Op::CompareSwap { .. } | Op::FetchAdd { .. } => {
-            transport == Transport::Rc
-        }
+        Op::SendWithInvalidate(_)
+        | Op::Read { .. }
+        | Op::CompareSwap { .. }
+        | Op::FetchAdd { .. }
+        | Op::AtomicWrite { .. } => transport == Transport::Rc,
     }
 }

@@ -67,6 +67,13 @@ pub enum SendOperation {
         /// What is added.
         add: u64,
     },
+    /// ATOMIC WRITE: exactly eight bytes, stored as one (RC, annex A19).
+    AtomicWrite {
+        /// Address at the peer, a multiple of eight.
+        va: u64,
+        /// Key of the peer.
+        rkey: u32,
+    },
     /// Invalidates a key of this side; nothing is sent.
     LocalInvalidate(u32),
     /// Binds a memory window (see [`Host::bind_window`](super::Host::bind_window)); nothing is sent.
@@ -83,6 +90,7 @@ impl SendOperation {
             Self::Read { .. } => CompletionOpcode::Read,
             Self::CompareSwap { .. } => CompletionOpcode::CompareSwap,
             Self::FetchAdd { .. } => CompletionOpcode::FetchAdd,
+            Self::AtomicWrite { .. } => CompletionOpcode::AtomicWrite,
             Self::LocalInvalidate(_) => CompletionOpcode::LocalInvalidate,
             Self::BindWindow(_) => CompletionOpcode::BindWindow,
         }
@@ -230,6 +238,8 @@ pub enum CompletionOpcode {
     BindWindow = 5,
     /// Invalidation of a local key.
     LocalInvalidate = 6,
+    /// ATOMIC WRITE.
+    AtomicWrite = 9,
     /// Receive of a SEND.
     Receive = 128,
     /// Receive consumed by an RDMA WRITE with immediate data.

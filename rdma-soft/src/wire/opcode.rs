@@ -46,6 +46,8 @@ pub enum Operation {
     CompareSwap,
     /// Atomic fetch and add.
     FetchAdd,
+    /// ATOMIC WRITE.
+    AtomicWrite,
     /// Congestion notification.
     CongestionNotification,
 }
@@ -257,6 +259,8 @@ opcodes! {
     RC_SEND_LAST_WITH_INVALIDATE = 0x16: Rc Send Last [IETH] true;
     /// RC SEND Only with Invalidate.
     RC_SEND_ONLY_WITH_INVALIDATE = 0x17: Rc Send Only [IETH] true;
+    /// RC ATOMIC WRITE, of the memory placement extensions (annex A19). An RDMA READ response answers it.
+    RC_ATOMIC_WRITE = 0x1d: Rc AtomicWrite Only [RETH] true;
     /// UC SEND First.
     UC_SEND_FIRST = 0x20: Uc Send First [] true;
     /// UC SEND Middle.
@@ -329,6 +333,7 @@ mod tests {
         assert_eq!(len(Opcode::RC_WRITE_ONLY_WITH_IMMEDIATE), 32);
         assert_eq!(len(Opcode::RC_COMPARE_SWAP), 40);
         assert_eq!(len(Opcode::RC_ATOMIC_ACKNOWLEDGE), 24);
+        assert_eq!(len(Opcode::RC_ATOMIC_WRITE), 28);
         assert_eq!(len(Opcode::UD_SEND_ONLY_WITH_IMMEDIATE), 24);
     }
 

@@ -263,7 +263,6 @@ mod tests {
     }
 
     /// RDMA/rxe: Reject unknown opcodes before ICRC processing
-    /// RDMA/rxe: Reject non-8-byte ATOMIC_WRITE payloads (the operation is not supported at all)
     #[test]
     fn unknown_opcodes_are_rejected() {
         for value in (0..=255).filter(|value| Opcode::new(*value).info().is_none()) {

@@ -32,6 +32,11 @@ pub fn fetch_add(target: Sge, add: u64) -> SendOperation {
     SendOperation::FetchAdd { va: target.addr, rkey: target.lkey, add }
 }
 
+/// An ATOMIC WRITE of the first word of `target`.
+pub fn atomic_write(target: Sge) -> SendOperation {
+    SendOperation::AtomicWrite { va: target.addr, rkey: target.lkey }
+}
+
 /// A compare and swap on the first word of `target`.
 pub fn compare_swap(target: Sge, compare: u64, swap: u64) -> SendOperation {
     SendOperation::CompareSwap { va: target.addr, rkey: target.lkey, compare, swap }

@@ -194,12 +194,17 @@ impl Host for TestHost {
 
     fn atomic(&mut self, rkey: u32, va: u64, op: AtomicOp) -> Result<u64, RemoteError> {
         assert_eq!(va % 8, 0, "unaligned atomics are refused before");
-        let bytes = self.range(rkey, va, 8, |rights| rights.remote_atomic).ok_or(RemoteError)?;
+        let may = |rights: Rights| match op.access() {
+            RemoteAccess::Write => rights.remote_write,
+            _ => rights.remote_atomic,
+        };
+        let bytes = self.range(rkey, va, 8, may).ok_or(RemoteError)?;
         let original = u64::from_ne_bytes((&*bytes).try_into().expect("eight bytes"));
         let value = match op {
             AtomicOp::CompareSwap { compare, swap } if compare == original => swap,
             AtomicOp::CompareSwap { .. } => original,
             AtomicOp::FetchAdd { add } => original.wrapping_add(add),
+            AtomicOp::Store { value } => value,
         };
         bytes.copy_from_slice(&value.to_ne_bytes());
         Ok(original)

@@ -21,7 +21,7 @@ mod pair;
 mod rng;
 mod scenario;
 
-pub use buffers::{compare_swap, fetch_add, pattern, read_from, with_buffers, write_to};
+pub use buffers::{atomic_write, compare_swap, fetch_add, pattern, read_from, with_buffers, write_to};
 pub use host::{Region, Rights, TestHost};
 pub use link::{Link, LinkConfig};
 pub use matrix::{DEPTHS, Faults, LOSSES, MTUS, SIZES, cells, goodput_table, operations};

@@ -17,10 +17,11 @@ pub enum Op {
     Read,
     CompareSwap,
     FetchAdd,
+    AtomicWrite,
 }
 
 impl Op {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Send,
         Self::SendWithImmediate,
         Self::Write,
@@ -28,6 +29,7 @@ impl Op {
         Self::Read,
         Self::CompareSwap,
         Self::FetchAdd,
+        Self::AtomicWrite,
     ];
 
     pub fn name(self) -> &'static str {
@@ -39,10 +41,17 @@ impl Op {
             Self::Read => "read",
             Self::CompareSwap => "cmp_swap",
             Self::FetchAdd => "fetch_add",
+            Self::AtomicWrite => "atomic_write",
         }
     }
 
+    /// Whether messages have eight bytes.
     pub fn is_atomic(self) -> bool {
+        self.fetches() || self == Self::AtomicWrite
+    }
+
+    /// Whether the answer brings what was there before.
+    fn fetches(self) -> bool {
         matches!(self, Self::CompareSwap | Self::FetchAdd)
     }
 
@@ -150,7 +159,7 @@ impl Run {
         let source = reader.register(pattern.clone(), Rights::ALL);
         let target = writer.register(room, Rights::ALL);
         let word = pair.server.host.register(vec![0; 8], Rights::ALL);
-        if cell.op.is_atomic() {
+        if cell.op.fetches() {
             pair.client.host.register(vec![0xff; 8 * slots as usize], Rights::ALL);
         }
         let mut run = Self {
@@ -216,6 +225,7 @@ impl Run {
                 Op::WriteWithImmediate => {
                     (SendOperation::WriteWithImmediate { va: slot.addr, rkey: slot.lkey, immediate }, message)
                 }
+                Op::AtomicWrite => (SendOperation::AtomicWrite { va: slot.addr, rkey: slot.lkey }, message),
                 Op::Read => (SendOperation::Read { va: message.addr, rkey: message.lkey }, slot),
                 Op::FetchAdd => {
                     (SendOperation::FetchAdd { va: word.addr, rkey: word.lkey, add: 1 }, self.result(n))
@@ -302,12 +312,12 @@ impl Run {
             }
             _ => return Err(format!("send {n}: {completion:?}")),
         }
-        if op.is_atomic() {
+        if op.fetches() {
             let original = self.pair.client.host.bytes(self.result(n));
             if original != u64::from(n).to_ne_bytes() {
                 return Err(format!("atomic {n}: answered {original:?}"));
             }
-        } else if matches!(op, Op::Write | Op::Read) {
+        } else if matches!(op, Op::Write | Op::Read | Op::AtomicWrite) {
             self.check_bytes(n, "send")?;
         } else if self.received <= n {
             return Err(format!("send {n} complete before its receive"));
@@ -321,7 +331,7 @@ impl Run {
         if self.failed != (qp.state() == State::Err) || (self.failed && qp.send_queue_len() != 0) {
             return Err(format!("failed: {}, state {:?}", self.failed, qp.state()));
         }
-        if self.cell.op.is_atomic() {
+        if self.cell.op.fetches() {
             let bytes = self.pair.server.host.bytes(self.word);
             let value = u64::from_ne_bytes(bytes.try_into().map_err(|_| "eight bytes")?);
             // Each posted operation was executed once, or not at all.
@@ -330,7 +340,7 @@ impl Run {
                 return Err(format!("word is {value} after {} operations", self.completed));
             }
         }
-        if matches!(self.cell.op, Op::Write | Op::WriteWithImmediate) {
+        if matches!(self.cell.op, Op::Write | Op::WriteWithImmediate | Op::AtomicWrite) {
             self.check_partial_writes()?;
         }
         Ok(())
