@@ -34,9 +34,10 @@ fn is_child() -> bool {
     std::env::var_os("ABI_WIRE_CHILD").is_some()
 }
 
-/// Messages of all kinds between two ends, checked byte by byte.
+/// Messages of all kinds between two ends, checked byte by byte. A busy machine may keep a thread waiting for
+/// tens of milliseconds: the timeouts together are ten times that.
 fn traffic(rounds: usize) {
-    let options = Options { size: 1 << 18, mtu: 3, timeout: 10, retry: 7, ..Options::default() };
+    let options = Options { size: 1 << 18, mtu: 3, timeout: 13, retry: 7, ..Options::default() };
     let (mut a, b) = pair(options);
     for i in 0..rounds {
         let size = [1, 1000, 1024, 5000, 60_000][i % 5];

@@ -25,9 +25,9 @@ use crate::proto::{Acks, Time};
 /// What a poll in vain counts that looked at the socket, against one that looked at memory only: about the
 /// ratio of their costs.
 const SOCKET_POLL: u32 = 32;
-/// The processor is given away when polls in vain have counted so much, some tens of microseconds: a packet that
+/// The processor is given away when polls in vain have counted so much, a few microseconds: a packet that
 /// takes longer may come from a thread that waits for this processor.
-const PATIENCE: u32 = 64 * SOCKET_POLL;
+const PATIENCE: u32 = 16 * SOCKET_POLL;
 /// Between two looks at the timers, counted likewise.
 const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
 /// Where all peers are in this process: between two looks at the socket, and how long acknowledgements are
