@@ -16,11 +16,11 @@ use rdma_core::{
 };
 
 /// How long anything on one machine may take.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// The device that `RDMA_TEST_DEVICE` names, else the built-in one. A device that is asked for and
 /// missing is a failure.
-pub fn open() -> Context {
+pub(crate) fn open() -> Context {
     let device = match std::env::var("RDMA_TEST_DEVICE") {
         Ok(name) => Device::named(&name).unwrap(),
         Err(_) => Device::list().unwrap().into_iter().find(|d| d.provider() == Provider::Soft).unwrap(),
@@ -29,26 +29,26 @@ pub fn open() -> Context {
 }
 
 /// Says that a test, or a part of it, does not apply to the device: the line is what CI counts.
-pub fn skip(what: &str, why: impl std::fmt::Display) {
+pub(crate) fn skip(what: &str, why: impl std::fmt::Display) {
     println!("SKIPPED {what}: {why}");
 }
 
 /// One side of a connection.
-pub struct Side<T: Transport> {
-    pub qp: QueuePair<T, Rts>,
-    pub cq: CompletionQueue,
+pub(crate) struct Side<T: Transport> {
+    pub(crate) qp: QueuePair<T, Rts>,
+    pub(crate) cq: CompletionQueue,
 }
 
 /// A context, a domain, and two connected sides.
-pub struct Pair<T: Transport> {
-    pub context: Context,
-    pub pd: ProtectionDomain,
-    pub a: Side<T>,
-    pub b: Side<T>,
+pub(crate) struct Pair<T: Transport> {
+    pub(crate) context: Context,
+    pub(crate) pd: ProtectionDomain,
+    pub(crate) a: Side<T>,
+    pub(crate) b: Side<T>,
 }
 
 /// A queue pair that can do everything the tests ask for.
-pub fn queue_pair<T: Transport>(pd: &ProtectionDomain, cq: &CompletionQueue) -> QueuePair<T, Reset> {
+pub(crate) fn queue_pair<T: Transport>(pd: &ProtectionDomain, cq: &CompletionQueue) -> QueuePair<T, Reset> {
     pd.queue_pair::<T>(cq, cq)
         .max_send(16)
         .max_recv(16)
@@ -62,7 +62,7 @@ pub fn queue_pair<T: Transport>(pd: &ProtectionDomain, cq: &CompletionQueue) -> 
 macro_rules! connected {
     ($name:ident, $transport:ident) => {
         /// Two sides on one device.
-        pub fn $name() -> Pair<$transport> {
+        pub(crate) fn $name() -> Pair<$transport> {
             let context = open();
             let pd = context.protection_domain().unwrap();
             let (cq_a, cq_b) = (
@@ -84,10 +84,10 @@ connected!(rc, Rc);
 connected!(uc, Uc);
 
 /// The Q_Key of the tests' datagrams.
-pub const QKEY: u32 = 0x1122_3344;
+pub(crate) const QKEY: u32 = 0x1122_3344;
 
 /// Two sides that send datagrams.
-pub fn ud() -> Pair<Ud> {
+pub(crate) fn ud() -> Pair<Ud> {
     let context = open();
     let pd = context.protection_domain().unwrap();
     let side = || {
@@ -103,19 +103,19 @@ pub fn ud() -> Pair<Ud> {
 
 impl<T: Transport> Pair<T> {
     /// A buffer that holds `bytes`.
-    pub fn buffer(&self, bytes: &[u8]) -> Buffer {
+    pub(crate) fn buffer(&self, bytes: &[u8]) -> Buffer {
         self.pd.register(bytes.to_vec()).unwrap().into_buffer()
     }
 
     /// A buffer of `len` bytes of 0.
-    pub fn empty(&self, len: usize) -> Buffer {
+    pub(crate) fn empty(&self, len: usize) -> Buffer {
         self.pd.allocate(len).unwrap().into_buffer()
     }
 }
 
 impl Pair<Ud> {
     /// The address of this device.
-    pub fn address(&self) -> AddressHandle {
+    pub(crate) fn address(&self) -> AddressHandle {
         let gid = self.context.choose_gid(1).unwrap().entry;
         let route = GlobalRoute::new(gid.gid, u8::try_from(gid.index).unwrap());
         self.pd.address_handle(&AddressVector::global(1, route)).unwrap()
@@ -124,14 +124,14 @@ impl Pair<Ud> {
 
 /// A completion as the tests look at it: number, result, buffers.
 #[derive(Debug)]
-pub struct Done {
-    pub id: u64,
-    pub result: Result<(u32, Option<u32>), rdma_core::CompletionError>,
-    pub buffers: Vec<Buffer>,
+pub(crate) struct Done {
+    pub(crate) id: u64,
+    pub(crate) result: Result<(u32, Option<u32>), rdma_core::CompletionError>,
+    pub(crate) buffers: Vec<Buffer>,
 }
 
 /// Polls until `count` completions came.
-pub fn collect(cq: &CompletionQueue, count: usize) -> Vec<Done> {
+pub(crate) fn collect(cq: &CompletionQueue, count: usize) -> Vec<Done> {
     let mut done = Vec::new();
     let mut completions = Completions::new();
     let start = Instant::now();
