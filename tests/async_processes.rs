@@ -47,6 +47,19 @@ impl Peer {
     /// Stops it: it neither answers nor closes anything, as if the network between had gone.
     fn stop(&self) {
         assert!(Command::new("kill").args(["-STOP", &self.0.id().to_string()]).status().unwrap().success());
+        // The signal is only on its way when `kill` returns: wait until every thread has stopped.
+        let tasks = format!("/proc/{}/task", self.0.id());
+        let stopped = || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+                stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
+            })
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !stopped() {
+            assert!(Instant::now() < deadline, "the peer does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
