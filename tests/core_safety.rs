@@ -204,8 +204,9 @@ fn point_10_many_threads() {
                         let other = queue_pair::<Rc>(&pair.pd, &cq);
                         let local = other.endpoint(&EndpointOptions::default()).unwrap();
                         let other = other.connect(&local, &local, &ConnectOptions::default()).unwrap();
-                        other.post_recv(pair.empty(8)).unwrap();
-                        let _ = other.start_send(pair.buffer(b"to itself")).unwrap();
+                        // No room while the pollers are behind is no failure.
+                        let _ = other.post_recv(pair.empty(8));
+                        let _ = other.start_send(pair.buffer(b"to itself"));
                         let handle = other.handle();
                         handle.abort().unwrap();
                         drop((qp, other));
