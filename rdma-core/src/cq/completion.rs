@@ -153,6 +153,11 @@ impl Success<'_> {
         self.completion.wc.byte_len as usize
     }
 
+    /// As the verb wrote it.
+    pub(crate) fn raw(&self) -> &ibv_wc {
+        &self.completion.wc
+    }
+
     fn flag(&self, flag: ibv_wc_flags) -> bool {
         self.completion.wc.wc_flags & flag.0 != 0
     }
