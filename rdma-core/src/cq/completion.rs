@@ -52,6 +52,18 @@ impl WorkCompletion {
         this
     }
 
+    /// One that the caller knows to be a success.
+    #[inline]
+    pub(crate) fn success(wc: ibv_wc, opcode: Opcode) -> WorkCompletion {
+        WorkCompletion { wc, opcode, cause: None }
+    }
+
+    /// The details of what the caller knows to be a success.
+    #[inline]
+    pub(crate) fn as_success(&self) -> Success<'_> {
+        Success { completion: self }
+    }
+
     /// What the work request asked for.
     #[must_use]
     pub fn opcode(&self) -> Opcode {
@@ -122,7 +134,7 @@ impl WorkCompletion {
     }
 
     #[inline]
-    fn received_len(&self) -> Option<usize> {
+    pub(crate) fn received_len(&self) -> Option<usize> {
         // An RDMA WRITE with immediate consumes a receive without touching its buffer.
         let data = self.wc.opcode != ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
         (self.opcode == Opcode::Recv && self.is_success() && data).then_some(self.wc.byte_len as usize)
@@ -149,6 +161,7 @@ impl Success<'_> {
     /// Bytes received, or read; on UD 40 of them are the [GRH](Success::has_grh).
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a count of bytes transferred, not a container")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.completion.wc.byte_len as usize
     }
@@ -158,12 +171,14 @@ impl Success<'_> {
         &self.completion.wc
     }
 
+    #[inline]
     fn flag(&self, flag: ibv_wc_flags) -> bool {
         self.completion.wc.wc_flags & flag.0 != 0
     }
 
     /// The immediate data that came with a SEND or an RDMA WRITE, in host byte order.
     #[must_use]
+    #[inline]
     pub fn imm(&self) -> Option<u32> {
         // SAFETY: both members of the union are 32-bit integers.
         self.flag(ibv_wc_flags::IBV_WC_WITH_IMM)
@@ -181,6 +196,7 @@ impl Success<'_> {
     /// Whether the receive was consumed by an RDMA WRITE with immediate, whose data is not in the
     /// receive's buffer.
     #[must_use]
+    #[inline]
     pub fn is_write_with_imm(&self) -> bool {
         self.completion.wc.opcode == ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM
     }

@@ -18,6 +18,23 @@ pub(crate) enum Held {
     Bytes(Box<(Bytes, RegionRef)>),
 }
 
+/// The entries of a scatter/gather list: of nearly all work requests, one.
+#[derive(Debug, Default)]
+pub(crate) struct HeldList {
+    pub(crate) first: Option<Held>,
+    pub(crate) rest: Vec<Held>,
+}
+
+impl IntoIterator for HeldList {
+    type Item = Held;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Held>, std::vec::IntoIter<Held>>;
+
+    #[inline]
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.rest)
+    }
+}
+
 impl Held {
     #[inline]
     pub(crate) fn sge(&self) -> ibv_sge {

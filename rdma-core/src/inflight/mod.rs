@@ -21,7 +21,7 @@ mod slot;
 mod slot_loom;
 mod table;
 
-pub(crate) use held::{Held, Keep, Kept};
+pub(crate) use held::{Held, HeldList, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
 pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload};

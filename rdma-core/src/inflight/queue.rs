@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
-use smallvec::SmallVec;
 use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
 
-use super::held::{Held, Keep};
+use super::held::{Held, HeldList, Keep};
 use super::slot::{Claim, FreeSlot, PolledSlot, SlotTable};
 use super::table::{QueueIndex, WrId};
 use crate::cq::{CqInner, Later, Opcode, Parked, Sink};
@@ -44,7 +43,7 @@ const _: () = assert!(size_of::<SlotPayload>() <= 56);
 pub(crate) struct Taken {
     pub(crate) id: u64,
     pub(crate) opcode: Opcode,
-    pub(crate) held: SmallVec<[Held; 1]>,
+    pub(crate) held: HeldList,
     pub(crate) keep: Option<Keep>,
 }
 
@@ -279,19 +278,31 @@ impl WorkQueue {
     /// # Safety
     ///
     /// The caller owns the slot's payload, and gives it up.
+    #[inline]
     pub(crate) unsafe fn take(&self, slot: u32) -> Taken {
         // SAFETY: the caller owns it.
         let payload = unsafe { self.slots.payload(slot) };
         // SAFETY: filled before the slot was published.
         let SlotPayload { first, meta } = unsafe { payload.read() };
-        let mut held = SmallVec::new();
+        let mut held = HeldList::default();
         if meta.held > 0 {
             // SAFETY: `held` says that it was written.
-            held.push(unsafe { first.assume_init() });
+            held.first = Some(unsafe { first.assume_init() });
         }
-        // SAFETY: the caller's promise.
-        held.extend(unsafe { self.take_more(slot, meta.held) });
+        if meta.held > 1 {
+            // SAFETY: the caller's promise.
+            held.rest = unsafe { self.take_rest(slot, meta.held) };
+        }
         Taken { id: meta.id, opcode: meta.opcode, held, keep: meta.keep }
+    }
+
+    /// # Safety
+    ///
+    /// As for `take_more`.
+    #[inline(never)]
+    unsafe fn take_rest(&self, slot: u32, held: u16) -> Vec<Held> {
+        // SAFETY: the caller's promise.
+        unsafe { self.take_more(slot, held) }.collect()
     }
 
     /// Notes that the send in `slot` is unsignalled. The caller is the poster.
@@ -353,6 +364,15 @@ impl WorkQueue {
             return false;
         }
         let slot = id.slot();
+        if exclusive
+            && wc.status == ibv_wc_status::IBV_WC_SUCCESS
+            && self.special.load(Ordering::Relaxed) < UNSIGNALED
+            // SAFETY: the caller holds the lock under which all completions of this queue come.
+            && unsafe { self.slots.complete_submitted(slot, id.generation(), *wc) }.is_ok()
+        {
+            sink.count();
+            return true;
+        }
         let claim = self.slots.claim(slot, id.generation(), exclusive);
         if claim == Claim::Stray {
             return false;

@@ -151,6 +151,7 @@ impl<P, R> SlotTable<P, R> {
     }
 
     /// The owner's part of a slot. Operations exist only after `prepare_owned`.
+    #[inline]
     fn cold(&self, index: u32) -> &Cold<R> {
         match self.cold.get() {
             Some(cold) => &cold[index as usize],
@@ -255,6 +256,40 @@ impl<P, R> SlotTable<P, R> {
             return Claim::Polled;
         }
         Self::claim_slow(slot, word, generation)
+    }
+
+    /// Completes the slot if its owner has left no waker, as it does when it polls the completion queue itself: `claim` and
+    /// `finish` in one exchange. In any other state nothing happens, and the result comes back.
+    ///
+    /// # Safety
+    ///
+    /// Only this poller can complete slots of this table.
+    #[inline]
+    pub(crate) unsafe fn complete_submitted(&self, index: u32, generation: u32, result: R) -> Result<(), R> {
+        let Some(slot) = self.slots.get(index as usize) else { return Err(result) };
+        let expected = generation << 8 | SUBMITTED;
+        // Acquire: see `publish`.
+        if slot.word.load(Ordering::Acquire) != expected {
+            return Err(result);
+        }
+        let cold = self.cold(index);
+        cold.result.with_mut(|cell| {
+            // SAFETY: nobody reads the result before COMPLETED, and nobody else can complete the slot (S-3).
+            unsafe { (*cell).write(result) };
+        });
+        match slot.word.compare_exchange(
+            expected,
+            generation << 8 | COMPLETED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
+            Ok(_) => Ok(()),
+            // The owner left a waker or went away meanwhile.
+            Err(_) => Err(cold.result.with_mut(|cell| {
+                // SAFETY: written above, and the slot is not COMPLETED: nobody else reads it.
+                unsafe { init(cell).read() }
+            })),
+        }
     }
 
     fn claim_slow(slot: &Slot<P>, mut word: u32, generation: u32) -> Claim {
@@ -412,6 +447,7 @@ impl<P, R> SlotTable<P, R> {
     }
 
     /// Whether the operation completed.
+    #[inline]
     pub(crate) fn is_completed(&self, index: u32) -> bool {
         self.slots[index as usize].word.load(Ordering::Acquire) & STATE_MASK == COMPLETED
     }
@@ -421,10 +457,24 @@ impl<P, R> SlotTable<P, R> {
     /// # Safety
     ///
     /// The caller is the owner, and `poll` or `is_completed` said that it completed.
+    #[inline]
     pub(crate) unsafe fn take_result(&self, index: u32) -> R {
         self.cold(index).result.with_mut(|cell| {
             // SAFETY: COMPLETED gives the owner the written result (S-3), taken once.
             unsafe { init(cell).read() }
+        })
+    }
+
+    /// The result of a completed operation, in place.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the owner, `poll` or `is_completed` said that it completed, and the slot is not given up meanwhile.
+    #[inline]
+    pub(crate) unsafe fn result(&self, index: u32) -> &R {
+        self.cold(index).result.with_mut(|cell| {
+            // SAFETY: COMPLETED gives the owner the written result (S-3).
+            unsafe { &*init(cell) }
         })
     }
 

@@ -73,6 +73,10 @@ fn take(table: &Table) -> u32 {
 
 /// A completion comes: 1 when the payload was this poller's to take.
 fn complete(table: &Table, generation: u32, exclusive: bool) -> u32 {
+    // SAFETY: the only completion there is, where the model says so.
+    if exclusive && unsafe { table.complete_submitted(0, generation, Watched::new(7)) }.is_ok() {
+        return 0;
+    }
     match table.claim(0, generation, exclusive) {
         Claim::Stray => 0,
         Claim::Polled | Claim::Ignored => {

@@ -13,7 +13,7 @@ use super::refusal::{PostError, PostErrorKind, Refusal};
 use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::Opcode;
-use crate::inflight::{Held, Keep, Meta, PostState, SlotPayload, WorkQueue};
+use crate::inflight::{Held, HeldList, Keep, Meta, PostState, SlotPayload, WorkQueue};
 use crate::mr::{Buffer, RemoteSlice};
 
 /// A scatter/gather list as the verb takes it.
@@ -368,11 +368,10 @@ pub(super) fn take_back<'d>(queue: &WorkQueue, post: &mut PostState, slot: u32, 
     // The ring goes on where it was, or what is in flight would no longer be in its order.
     post.cursor = slot;
     let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
-    let mut held = taken.held;
-    let data = match held.len() {
-        0 => Data::None,
-        1 => held.pop().map_or(Data::None, Data::One),
-        _ => Data::Many(held.into_vec()),
+    let data = match taken.held {
+        HeldList { first: None, .. } => Data::None,
+        HeldList { first: Some(held), rest } if rest.is_empty() => Data::One(held),
+        several => Data::Many(several.into_iter().collect()),
     };
     Payload { data }
 }
