@@ -228,7 +228,7 @@ async fn measure(address: &str, options: &Options) -> Result<(), Box<dyn Error>>
     let report = Report {
         device: device.context.name().to_owned(),
         gid: device.gid_text(),
-        mtu: device.mtu.bytes(),
+        mtu: side.connection.path_mtu(),
         mode: name_of(options.mode),
         verb: options.verb,
         size: options.size,

@@ -279,3 +279,72 @@ async fn a_deadline_ends_the_connection_and_gives_the_buffer_back() {
         "{results:?}"
     );
 }
+
+#[tokio::test]
+async fn batches_arrive_in_order_and_complete_once() {
+    for mode in MODES {
+        let domain = common::domain();
+        let config = Config::rc().wait_mode(mode).send_depth(8).receive_depth(64).spare_buffers(64);
+        let (a, b) = common::pair(&domain, &config).await;
+        // Fewer than the queue holds, as many, and more.
+        for count in [0u64, 1, 2, 7, 8, 9, 40] {
+            let mut batch = a.batch();
+            for i in 0..count {
+                let mut buffer = a.pool().acquire().await;
+                buffer.set_len(8);
+                buffer.copy_from_slice(&i.to_le_bytes());
+                batch = if i % 2 == 0 { batch.send(buffer) } else { batch.send_with_imm(buffer, 7) };
+            }
+            let before = a.counters();
+            let receive = async {
+                for i in 0..count {
+                    let message = b.recv().await.unwrap();
+                    assert_eq!(
+                        (&message[..], message.imm()),
+                        (&i.to_le_bytes()[..], (i % 2 == 1).then_some(7))
+                    );
+                }
+            };
+            let ((result, buffers), ()) = tokio::join!(batch.post(), receive);
+            result.unwrap();
+            let numbers: Vec<_> =
+                buffers.iter().map(|b| u64::from_le_bytes(b[..].try_into().unwrap())).collect();
+            assert_eq!(numbers, (0..count).collect::<Vec<_>>());
+            let after = a.counters();
+            assert_eq!((after.posted - before.posted, after.completed - before.completed), (count, count));
+        }
+        a.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_gives_its_buffers_back_and_counts_the_errors() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc().message_size(64)).await;
+    let long = domain.buffer_pool(1, 128).unwrap().acquire().await;
+    let short = a.pool().acquire().await;
+    let (result, buffers) = a.batch().send(short).send(long).post().await;
+    assert!(matches!(result, Err(OperationError::TooLong { length: 128, limit: 64 })), "{result:?}");
+    assert_eq!(buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>(), [64, 128]);
+
+    let nowhere = rdma_core::RemoteSlice { addr: 8, rkey: 1, len: 64 };
+    let mut batch = a.batch();
+    for buffer in buffers.into_iter().take(1).chain([a.pool().acquire().await]) {
+        batch = batch.write(buffer, nowhere);
+    }
+    let (result, buffers) = batch.post().await;
+    assert!(matches!(result, Err(OperationError::Completion(_))), "{result:?}");
+    assert_eq!(buffers.len(), 2);
+    let errors = a.errors_by_status();
+    assert_eq!(errors.iter().map(|(_, count)| count).sum::<u64>(), 2, "{errors:?}");
+    assert_eq!(errors[0].0, rdma_core::Status::REMOTE_ACCESS);
+    drop(b);
+}
+
+#[tokio::test]
+async fn the_path_mtu_is_that_of_both_sides() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc()).await;
+    let port = domain.context().port(1).unwrap();
+    assert_eq!((a.path_mtu(), b.path_mtu()), (port.active_mtu.bytes(), port.active_mtu.bytes()));
+}

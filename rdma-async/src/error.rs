@@ -17,7 +17,9 @@ pub enum OperationError {
     #[error("the connection ended: {0}")]
     Ended(#[from] Ended),
     /// The message is longer than the peer's receive buffers. Nothing was sent, the connection goes on.
-    #[error("a message of {length} bytes does not fit into the peer's receive buffers of {limit} bytes")]
+    #[error(
+        "a message of {length} bytes does not fit into the peer's receive buffers of {limit} bytes; it was not sent, because a device would have completed it with IBV_WC_REM_INV_REQ_ERR at the sender and IBV_WC_LOC_LEN_ERR at the receiver; raise the receiver's Config::message_size (in the examples: --size at the server)"
+    )]
     TooLong {
         /// Bytes of the message.
         length: usize,

@@ -55,6 +55,7 @@
 
 mod connection;
 mod counters;
+mod datagram;
 mod domain;
 mod driver;
 mod error;
@@ -68,9 +69,10 @@ mod trace;
 mod wait;
 
 pub use connection::{
-    Config, Connected, Connection, Listener, RcConnection, UcConnection, connect, connect_over,
+    Batch, Config, Connected, Connection, Listener, RcConnection, Recv, UcConnection, connect, connect_over,
 };
 pub use counters::{ConnectionCounters, QueueCounters};
+pub use datagram::{Datagram, UdAddress, UdConfig, UdEndpoint};
 pub use domain::Domain;
 pub use error::{ConnectError, Ended, OperationError};
 pub use message::Message;

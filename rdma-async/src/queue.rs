@@ -154,6 +154,7 @@ pub(crate) struct Waiter<'q> {
 }
 
 impl<'q> Waiter<'q> {
+    #[inline]
     pub(crate) fn new(queue: &'q Shared) -> Self {
         Waiter { queue, since: None, asleep: false }
     }
@@ -287,6 +288,7 @@ enum Spin<T> {
 }
 
 impl Drop for Waiter<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.wake_up();
     }

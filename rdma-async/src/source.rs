@@ -1,7 +1,7 @@
 //! What can be sent and written, and how it comes back.
 
 use bytes::Bytes;
-use rdma_core::{Buffer, Error, Payload, ProtectionDomain, SharedSlice};
+use rdma_core::{Buffer, Error, Payload, ProtectionDomain, SharedSlice, inflight::Operation};
 
 use crate::{message::Message, pool::BufferPool};
 
@@ -29,11 +29,11 @@ impl Target for Vec<Buffer> {}
 impl Target for SharedSlice {}
 
 pub(crate) mod sealed {
-    use super::{Buffer, BufferPool, Payload};
+    use super::{Buffer, BufferPool, Operation, Payload};
 
-    pub trait Source: Sized + Send {
+    pub trait Source: Sized + Send + Unpin + 'static {
         /// What stays with the future, to make the source again.
-        type Kept: Send;
+        type Kept: Send + Unpin;
 
         /// Bytes.
         fn len(&self) -> usize;
@@ -46,6 +46,12 @@ pub(crate) mod sealed {
 
         /// Makes the source again of what was kept and the buffers that came back.
         fn rejoin(kept: Self::Kept, buffers: impl Iterator<Item = Buffer>) -> Self;
+
+        /// Makes the source again in few instructions, if its operation succeeded and the source is of a kind that allows it.
+        #[inline]
+        fn quickly(kept: Self::Kept, operation: Operation) -> Result<Self, (Self::Kept, Operation)> {
+            Err((kept, operation))
+        }
     }
 }
 
@@ -77,10 +83,12 @@ fn next(buffers: &mut impl Iterator<Item = Buffer>) -> Buffer {
 impl sealed::Source for Buffer {
     type Kept = ();
 
+    #[inline]
     fn len(&self) -> usize {
         Buffer::len(self)
     }
 
+    #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
         Ok((self.into(), ()))
     }
@@ -92,15 +100,25 @@ impl sealed::Source for Buffer {
     fn rejoin((): (), mut buffers: impl Iterator<Item = Buffer>) -> Self {
         next(&mut buffers)
     }
+
+    #[inline]
+    fn quickly((): (), operation: Operation) -> Result<Self, ((), Operation)> {
+        match operation.try_buffer(|_| ()) {
+            Ok((buffer, ())) => Ok(buffer),
+            Err(operation) => Err(((), operation)),
+        }
+    }
 }
 
 impl<const N: usize> sealed::Source for [Buffer; N] {
     type Kept = ();
 
+    #[inline]
     fn len(&self) -> usize {
         self.iter().map(Buffer::len).sum()
     }
 
+    #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
         Ok((self.into(), ()))
     }
@@ -117,10 +135,12 @@ impl<const N: usize> sealed::Source for [Buffer; N] {
 impl sealed::Source for Vec<Buffer> {
     type Kept = ();
 
+    #[inline]
     fn len(&self) -> usize {
         self.iter().map(Buffer::len).sum()
     }
 
+    #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
         Ok((self.into(), ()))
     }
@@ -138,10 +158,12 @@ impl sealed::Source for Message {
     /// What came with it.
     type Kept = (Option<u32>, Option<usize>);
 
+    #[inline]
     fn len(&self) -> usize {
         self.buffer.len()
     }
 
+    #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, Self::Kept), Self> {
         let Message { buffer, imm, written } = self;
         Ok((buffer.into(), (imm, written)))
@@ -155,15 +177,25 @@ impl sealed::Source for Message {
     fn rejoin((imm, written): Self::Kept, mut buffers: impl Iterator<Item = Buffer>) -> Self {
         Message { buffer: next(&mut buffers), imm, written }
     }
+
+    #[inline]
+    fn quickly(kept: Self::Kept, operation: Operation) -> Result<Self, (Self::Kept, Operation)> {
+        match operation.try_buffer(|_| ()) {
+            Ok((buffer, ())) => Ok(Message { buffer, imm: kept.0, written: kept.1 }),
+            Err(operation) => Err((kept, operation)),
+        }
+    }
 }
 
 impl sealed::Source for SharedSlice {
     type Kept = SharedSlice;
 
+    #[inline]
     fn len(&self) -> usize {
         SharedSlice::len(self)
     }
 
+    #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, SharedSlice), Self> {
         Ok((self.clone().into(), self))
     }
@@ -180,10 +212,12 @@ impl sealed::Source for SharedSlice {
 impl sealed::Source for Bytes {
     type Kept = Bytes;
 
+    #[inline]
     fn len(&self) -> usize {
         Bytes::len(self)
     }
 
+    #[inline]
     fn split(self, pool: &BufferPool) -> Result<(Payload<'static>, Bytes), Self> {
         if self.is_empty() {
             return Ok((Payload::empty(), self));

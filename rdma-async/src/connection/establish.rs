@@ -109,6 +109,7 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
             return Err(error.into());
         }
     };
+    let mtu = prepared.endpoint.mtu;
     let hello = Hello {
         transport: T::CODE,
         endpoint: prepared.endpoint,
@@ -132,6 +133,8 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     let peer = Peer {
         address,
         message_size: usize::try_from(theirs.message_size).unwrap_or(usize::MAX),
+        // What `connect` chose.
+        path_mtu: mtu.min(theirs.endpoint.mtu).bytes(),
         regions: theirs.regions,
         data: theirs.private_data,
     };

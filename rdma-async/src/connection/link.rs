@@ -1,6 +1,7 @@
 //! What the handle of a connection and its watcher share: the queue pair, and why it ended.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use rdma_core::{
-    Buffer, CompletionError, Payload, PostErrorKind, QueuePair, WorkRequest,
+    Buffer, CompletionError, Opcode, Payload, PostErrorKind, QueuePair, WorkRequest,
     inflight::{Finished, Operation, WorkQueue},
     qp::state::Rts,
 };
@@ -22,7 +23,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::{receive::Receives, transport::Connected};
 use crate::{
-    counters::ConnectionCounters,
+    counters::{ConnectionCounters, Errors},
     error::{Ended, OperationError},
     pool::BufferPool,
     queue::{CompletionQueue, Waiter},
@@ -38,7 +39,7 @@ pub(super) struct Link<T: Connected> {
     recv_queue: Arc<WorkQueue>,
     pub(super) queue: CompletionQueue,
     pub(super) pool: BufferPool,
-    pub(super) receives: Mutex<Receives>,
+    pub(super) receives: std::sync::Mutex<Receives>,
     pub(super) receive_depth: usize,
     /// Those who wait for a place in the send queue stand in line here, so that a place that becomes free wakes one.
     line: Mutex<()>,
@@ -57,6 +58,7 @@ pub(super) struct Counters {
     receives_posted: AtomicU64,
     pub(super) received: AtomicU64,
     pub(super) keep_alives: AtomicU64,
+    pub(super) errors: Errors,
 }
 
 /// A work request that was not posted or did not end well: why, and what it held.
@@ -77,7 +79,7 @@ impl<T: Connected> Link<T> {
             qp: RwLock::new(Some(qp)),
             queue,
             pool,
-            receives: Mutex::new(receives),
+            receives: std::sync::Mutex::new(receives),
             receive_depth,
             line: Mutex::new(()),
             in_line: AtomicUsize::new(0),
@@ -140,6 +142,7 @@ impl<T: Connected> Link<T> {
     }
 
     /// Posts a receive.
+    #[inline]
     pub(super) fn start_recv(&self, buffer: Buffer) -> Result<Operation, OperationError> {
         match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
             None => Err(self.gone()),
@@ -152,8 +155,10 @@ impl<T: Connected> Link<T> {
         }
     }
 
+    /// Posts a work request, if the send queue has a place for it now.
     #[expect(clippy::result_large_err, reason = "the error gives the request back")]
-    fn start_send(&self, request: WorkRequest<'static, T>) -> Result<Operation, Refused<T>> {
+    #[inline]
+    pub(super) fn start_send(&self, request: WorkRequest<'static, T>) -> Result<Operation, Refused<T>> {
         match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
             None => Err((self.gone(), request)),
             Some(_) if self.ended.get().is_some() => Err((self.gone(), request)),
@@ -167,6 +172,31 @@ impl<T: Connected> Link<T> {
         }
     }
 
+    /// Posts the first of `requests` with one doorbell, as many as the send queue has places for now; those that are left were not
+    /// posted.
+    pub(super) fn start_batch(
+        &self,
+        requests: &mut Vec<WorkRequest<'static, T>>,
+        operations: &mut VecDeque<Option<Operation>>,
+    ) -> Result<(), OperationError> {
+        match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
+            None => Err(self.gone()),
+            Some(_) if self.ended.get().is_some() => Err(self.gone()),
+            Some(qp) => {
+                let mut posted = Vec::with_capacity(requests.len());
+                let result = qp.start_batch(requests, &mut posted);
+                self.counters.posted.fetch_add(posted.len() as u64, Relaxed);
+                operations.extend(posted.into_iter().map(|operation| Some(operation.detach())));
+                result.map(drop).map_err(OperationError::from)
+            }
+        }
+    }
+
+    /// Ready when the send queue has a place, or may have.
+    pub(super) fn poll_place(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.send_queue.poll_ready(cx)
+    }
+
     #[cold]
     fn gone(&self) -> OperationError {
         self.ended.get().cloned().unwrap_or(Ended::Closed).into()
@@ -175,7 +205,7 @@ impl<T: Connected> Link<T> {
     /// Posts `request` as soon as the send queue has a place for it.
     pub(super) async fn post(&self, request: WorkRequest<'static, T>) -> Result<Operation, Refused<T>> {
         // Whoever stands in line comes first.
-        if self.in_line.load(Relaxed) > 0 {
+        if self.is_line() {
             return self.stand_in_line(request).await;
         }
         match self.start_send(request) {
@@ -186,8 +216,17 @@ impl<T: Connected> Link<T> {
         }
     }
 
-    #[cold]
-    async fn stand_in_line(&self, request: WorkRequest<'static, T>) -> Result<Operation, Refused<T>> {
+    /// Whether futures wait for a place in the send queue.
+    #[inline]
+    pub(super) fn is_line(&self) -> bool {
+        self.in_line.load(Relaxed) > 0
+    }
+
+    /// Posts `request` when the send queue has a place for it, after those that waited before.
+    pub(super) async fn stand_in_line(
+        &self,
+        request: WorkRequest<'static, T>,
+    ) -> Result<Operation, Refused<T>> {
         let _place = Place::new(&self.in_line);
         let _first = self.line.lock().await;
         let mut request = Some(request);
@@ -224,18 +263,30 @@ impl<T: Connected> Link<T> {
         let mut operation = Some(operation);
         let mut waiter = Waiter::new(&self.queue.shared);
         let finished = poll_fn(|cx| waiter.poll(cx, |cx| check(&mut operation, cx))).await;
-        let finished = match finished {
+        match finished {
             Ok(finished) => finished,
             Err(error) => {
                 self.fail_queue(&error);
                 // Nobody reads the completion queue any more. The watcher destroys the pair, and with it the operation ends.
                 poll_fn(|cx| Operation::poll_finished(&mut operation, cx)).await
             }
-        };
-        let counter =
-            if finished.completion().is_success() { &self.counters.completed } else { &self.counters.failed };
-        counter.fetch_add(1, Relaxed);
-        finished
+        }
+    }
+
+    /// Counts an operation that ended well.
+    #[inline]
+    pub(super) fn count_success(&self) {
+        self.counters.completed.fetch_add(1, Relaxed);
+    }
+
+    /// Counts an operation or a receive that ended with an error.
+    #[cold]
+    pub(super) fn count_failure(&self, finished: &Finished) {
+        let completion = finished.completion();
+        if completion.opcode() != Opcode::Recv {
+            self.counters.failed.fetch_add(1, Relaxed);
+        }
+        self.counters.errors.count(completion.status());
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -262,7 +313,8 @@ impl<T: Connected> Link<T> {
     }
 
     pub(super) fn counters(&self) -> ConnectionCounters {
-        let Counters { posted, completed, failed, receives_posted, received, keep_alives } = &self.counters;
+        let Counters { posted, completed, failed, receives_posted, received, keep_alives, errors: _ } =
+            &self.counters;
         ConnectionCounters {
             posted: posted.load(Relaxed),
             completed: completed.load(Relaxed),
@@ -275,6 +327,7 @@ impl<T: Connected> Link<T> {
 }
 
 /// Whether an operation finished; with a context registers the waker if not.
+#[inline]
 pub(crate) fn check(operation: &mut Option<Operation>, cx: Option<&mut Context<'_>>) -> Poll<Finished> {
     if let Some(cx) = cx {
         return Operation::poll_finished(operation, cx);

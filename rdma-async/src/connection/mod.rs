@@ -1,9 +1,11 @@
 //! Connections: a pair of queue pairs, made and ended together.
 
+mod batch;
 mod config;
 mod establish;
 mod link;
 mod listener;
+mod operate;
 mod receive;
 mod transport;
 mod watch;
@@ -11,26 +13,28 @@ mod watch;
 use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use rdma_core::{
-    Payload, RemoteSlice, WorkRequest,
+    RemoteSlice, Status, WorkRequest,
     qp::transport::{Atomics, Rc, RdmaRead, Uc},
 };
 use tokio::{sync::Mutex, task::JoinHandle};
 
+pub use batch::Batch;
 pub use config::Config;
 pub use establish::{connect, connect_over};
 use link::Link;
 pub(crate) use link::check;
 pub use listener::Listener;
+use operate::{Operate, Request};
+pub use receive::Recv;
 pub use transport::Connected;
 
 use crate::{
     counters::ConnectionCounters,
     domain::Domain,
     error::{Ended, OperationError},
-    message::Message,
     pool::BufferPool,
     queue::CompletionQueue,
-    source::{Source, Target, prepare},
+    source::{Source, Target},
 };
 
 /// A reliable connection.
@@ -66,6 +70,7 @@ pub struct Connection<T: Connected> {
 struct Peer {
     address: Option<SocketAddr>,
     message_size: usize,
+    path_mtu: u32,
     regions: Vec<RemoteSlice>,
     data: Vec<u8>,
 }
@@ -81,8 +86,12 @@ impl<T: Connected> Connection<T> {
     /// # Cancel safety
     ///
     /// A dropped future may have sent the message or not.
-    pub async fn send<S: Source>(&self, source: S) -> (Result<(), OperationError>, S) {
-        self.message(source, WorkRequest::send).await
+    #[inline]
+    pub fn send<S: Source>(
+        &self,
+        source: S,
+    ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
+        Operate::new(self, self.peer.message_size, source, WorkRequest::send)
     }
 
     /// As [`send`](Connection::send), with 32 bits of immediate data: [`Message::imm`].
@@ -90,8 +99,14 @@ impl<T: Connected> Connection<T> {
     /// # Errors
     ///
     /// As [`send`](Connection::send).
-    pub async fn send_with_imm<S: Source>(&self, source: S, imm: u32) -> (Result<(), OperationError>, S) {
-        self.message(source, |payload| WorkRequest::send_with_imm(payload, imm)).await
+    #[inline]
+    pub fn send_with_imm<S: Source>(
+        &self,
+        source: S,
+        imm: u32,
+    ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
+        let request = move |payload| WorkRequest::send_with_imm(payload, imm);
+        Operate::new(self, self.peer.message_size, source, request)
     }
 
     /// Writes to the start of a peer's memory, which is not told. On RC the future is ready when the bytes are there.
@@ -104,8 +119,13 @@ impl<T: Connected> Connection<T> {
     /// # Cancel safety
     ///
     /// A dropped future may have written all, a part, or nothing.
-    pub async fn write<S: Source>(&self, source: S, remote: RemoteSlice) -> (Result<(), OperationError>, S) {
-        self.operate(source, |payload| WorkRequest::write(payload, remote)).await
+    #[inline]
+    pub fn write<S: Source>(
+        &self,
+        source: S,
+        remote: RemoteSlice,
+    ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
+        Operate::new(self, usize::MAX, source, move |payload| WorkRequest::write(payload, remote))
     }
 
     /// As [`write`](Connection::write), and then the peer's next [`recv`](Connection::recv) gets an empty message with
@@ -114,13 +134,15 @@ impl<T: Connected> Connection<T> {
     /// # Errors
     ///
     /// As [`write`](Connection::write).
-    pub async fn write_with_imm<S: Source>(
+    #[inline]
+    pub fn write_with_imm<S: Source>(
         &self,
         source: S,
         remote: RemoteSlice,
         imm: u32,
-    ) -> (Result<(), OperationError>, S) {
-        self.operate(source, |payload| WorkRequest::write_with_imm(payload, remote, imm)).await
+    ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
+        let request = move |payload| WorkRequest::write_with_imm(payload, remote, imm);
+        Operate::new(self, usize::MAX, source, request)
     }
 
     /// Reads from the start of a peer's memory until `target` is full.
@@ -133,11 +155,16 @@ impl<T: Connected> Connection<T> {
     /// # Cancel safety
     ///
     /// Cancel safe: nothing changes at the peer.
-    pub async fn read<B: Target>(&self, target: B, remote: RemoteSlice) -> (Result<(), OperationError>, B)
+    #[inline]
+    pub fn read<B: Target>(
+        &self,
+        target: B,
+        remote: RemoteSlice,
+    ) -> impl Future<Output = (Result<(), OperationError>, B)> + Send + use<'_, T, B>
     where
         T: RdmaRead,
     {
-        self.operate(target, |payload| WorkRequest::read(payload, remote)).await
+        Operate::new(self, usize::MAX, target, move |payload| WorkRequest::read(payload, remote))
     }
 
     /// Stores `new` in the 8 bytes at the start of `remote` if they hold `expected`; gives what they held, in this machine's
@@ -160,7 +187,7 @@ impl<T: Connected> Connection<T> {
     where
         T: Atomics,
     {
-        self.atomic(|payload| WorkRequest::compare_and_swap(payload, remote, expected, new)).await
+        self.atomic(move |payload| WorkRequest::compare_and_swap(payload, remote, expected, new)).await
     }
 
     /// Adds `add` to the 8 bytes at the start of `remote`; gives what they held, in this machine's byte order. See
@@ -177,7 +204,12 @@ impl<T: Connected> Connection<T> {
     where
         T: Atomics,
     {
-        self.atomic(|payload| WorkRequest::fetch_and_add(payload, remote, add)).await
+        self.atomic(move |payload| WorkRequest::fetch_and_add(payload, remote, add)).await
+    }
+
+    /// An empty batch: operations that are posted together.
+    pub fn batch(&self) -> Batch<'_, T> {
+        Batch::new(self)
     }
 
     /// The next message that arrived, in order. Receives are kept posted from the connection's [pool](Connection::pool): a
@@ -190,8 +222,9 @@ impl<T: Connected> Connection<T> {
     /// # Cancel safety
     ///
     /// Cancel safe: a dropped future consumed no message. Several tasks are served in the order of asking.
-    pub async fn recv(&self) -> Result<Message, OperationError> {
-        receive::next(&self.link).await
+    #[inline]
+    pub fn recv(&self) -> Recv<'_, T> {
+        Recv::new(&self.link)
     }
 
     /// Awaits `operation`, an operation of this connection, at most `limit`: past it the connection ends
@@ -284,6 +317,12 @@ impl<T: Connected> Connection<T> {
         self.link.qp_num
     }
 
+    /// The path MTU that both sides agreed on, in bytes: the most payload of a packet.
+    #[must_use]
+    pub fn path_mtu(&self) -> u32 {
+        self.peer.path_mtu
+    }
+
     /// The other end of the exchange's stream, where that has an address.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
@@ -314,44 +353,17 @@ impl<T: Connected> Connection<T> {
         self.link.counters()
     }
 
-    async fn message<S: Source>(
-        &self,
-        source: S,
-        request: impl FnOnce(Payload<'static>) -> WorkRequest<'static, T>,
-    ) -> (Result<(), OperationError>, S) {
-        let length = source.len();
-        if length > self.peer.message_size {
-            return (Err(OperationError::TooLong { length, limit: self.peer.message_size }), source);
-        }
-        self.operate(source, request).await
+    /// The statuses of completions that failed, in the order of their first appearance, and how often each came. Operations and
+    /// receives that nobody waited for do not count.
+    #[must_use]
+    pub fn errors_by_status(&self) -> Vec<(Status, u64)> {
+        self.link.counters.errors.list()
     }
 
-    async fn operate<S: Source>(
-        &self,
-        source: S,
-        request: impl FnOnce(Payload<'static>) -> WorkRequest<'static, T>,
-    ) -> (Result<(), OperationError>, S) {
-        let (payload, kept) = match prepare(source, &self.link.pool, self.domain.protection_domain()).await {
-            Ok(prepared) => prepared,
-            Err((error, source)) => return (Err(OperationError::Verb(Arc::new(error))), source),
-        };
-        match self.link.post(request(payload)).await {
-            Ok(operation) => {
-                let finished = self.link.finish(operation).await;
-                let result = finished.result().map(drop).map_err(|error| self.link.fail(error));
-                (result, S::rejoin(kept, finished.into_buffers()))
-            }
-            Err((error, request)) => (Err(error), S::rejoin(kept, request.into_payload().into_buffers())),
-        }
-    }
-
-    async fn atomic(
-        &self,
-        request: impl FnOnce(Payload<'static>) -> WorkRequest<'static, T>,
-    ) -> Result<u64, OperationError> {
+    async fn atomic(&self, request: impl Request<T>) -> Result<u64, OperationError> {
         let mut word = self.link.pool.acquire().await;
         word.set_len(size_of::<u64>());
-        let (result, word) = self.operate(word, request).await;
+        let (result, word) = Operate::new(self, usize::MAX, word, request).await;
         result?;
         let mut bytes = [0; size_of::<u64>()];
         bytes.copy_from_slice(&word);

@@ -43,7 +43,9 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
 async fn farewell(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
     let mut byte = [0];
     match reader.read(&mut byte).await {
-        Ok(0) => Ended::PeerLost { reason: "its end of the stream closed without a word".into() },
+        Ok(0) => Ended::PeerLost {
+            reason: "its process ended or was killed (the stream to it closed without the goodbye of a connection that is closed)".into(),
+        },
         Ok(_) if byte == [GOODBYE] => Ended::ClosedByPeer,
         Ok(_) => {
             Ended::PeerLost { reason: format!("it sent {:#04x} where only a goodbye may come", byte[0]) }
@@ -74,6 +76,16 @@ impl<T: Connected> Link<T> {
         let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
         let operation =
             self.post(WorkRequest::write(Payload::empty(), nowhere)).await.map_err(|(error, _)| error)?;
-        self.finish(operation).await.result().map(drop).map_err(|error| self.fail(error))
+        let finished = self.finish(operation).await;
+        match finished.result() {
+            Ok(_) => {
+                self.count_success();
+                Ok(())
+            }
+            Err(error) => {
+                self.count_failure(&finished);
+                Err(self.fail(error))
+            }
+        }
     }
 }

@@ -1,0 +1,102 @@
+//! Datagrams, on the device that `RDMA_TEST_DEVICE` names.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdma_async::{OperationError, UdConfig, UdEndpoint, WaitMode};
+use tokio::time::timeout;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn endpoint(domain: &rdma_async::Domain, wait_mode: WaitMode) -> UdEndpoint {
+    let mut config = UdConfig::default();
+    config.wait_mode = wait_mode;
+    UdEndpoint::new(domain, &config).unwrap()
+}
+
+#[tokio::test]
+async fn answers_find_their_sender() {
+    for mode in [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive] {
+        let domain = common::domain();
+        let server = endpoint(&domain, mode);
+        let address = server.address();
+        let echo = tokio::spawn(async move {
+            for _ in 0..400 {
+                let datagram = server.recv_from().await.unwrap();
+                let sender = datagram.sender();
+                server.send_to(datagram.into_buffer(), &sender).await.0.unwrap();
+            }
+        });
+        let clients = [endpoint(&domain, mode), endpoint(&domain, mode)];
+        for i in 0..200u64 {
+            for (number, client) in (0u64..).zip(&clients) {
+                let text = format!("datagram {i} of client {number}");
+                let (result, _) = client.send_to(Bytes::from(text.clone()), &address).await;
+                result.unwrap();
+                let answer = timeout(LIMIT, client.recv_from()).await.unwrap().unwrap();
+                assert_eq!(answer.sender(), address);
+                assert_eq!(&answer[..], text.as_bytes());
+                assert_eq!(answer.into_bytes(), text.as_bytes());
+            }
+        }
+        echo.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn sizes_up_to_the_path_mtu_and_no_more() {
+    let domain = common::domain();
+    let (a, b) = (endpoint(&domain, WaitMode::Event), endpoint(&domain, WaitMode::Event));
+    for length in [0, 1, 63, a.max_message()] {
+        let message: Vec<u8> = (0..=255).cycle().take(length).collect();
+        a.send_to(Bytes::from(message.clone()), &b.address()).await.0.unwrap();
+        let datagram = timeout(LIMIT, b.recv_from()).await.unwrap().unwrap();
+        assert_eq!((&datagram[..], datagram.sender(), datagram.imm()), (&message[..], a.address(), None));
+    }
+    let (result, message) = a.send_to(Bytes::from(vec![0; a.max_message() + 1]), &b.address()).await;
+    assert!(matches!(result, Err(OperationError::TooLong { .. })), "{result:?}");
+    assert_eq!(message.len(), a.max_message() + 1);
+}
+
+#[tokio::test]
+async fn another_key_is_not_heard_and_a_dropped_receive_consumes_nothing() {
+    let domain = common::domain();
+    let (a, b) = (endpoint(&domain, WaitMode::Event), endpoint(&domain, WaitMode::Event));
+    let mut config = UdConfig::default();
+    config.qkey = 0x2222_2222;
+    let stranger = UdEndpoint::new(&domain, &config).unwrap();
+    stranger.send_to(Bytes::from_static(b"hello?"), &b.address()).await.0.unwrap();
+    assert!(timeout(Duration::from_millis(50), b.recv_from()).await.is_err());
+    for i in 0..100u32 {
+        let cancelled = timeout(Duration::from_micros(u64::from(i)), b.recv_from()).await;
+        assert!(cancelled.is_err(), "nothing was sent");
+        a.send_to(Bytes::copy_from_slice(&i.to_le_bytes()), &b.address()).await.0.unwrap();
+        let datagram = timeout(LIMIT, b.recv_from()).await.unwrap().unwrap();
+        assert_eq!(datagram[..], i.to_le_bytes());
+    }
+}
+
+#[tokio::test]
+async fn more_sends_than_the_queue_holds_wait_their_turn() {
+    let domain = common::domain();
+    let mut config = UdConfig::default();
+    (config.send_depth, config.receive_depth) = (4, 64);
+    let a = std::sync::Arc::new(UdEndpoint::new(&domain, &config).unwrap());
+    let b = UdEndpoint::new(&domain, &config).unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for i in 0..40u8 {
+        let (a, to) = (std::sync::Arc::clone(&a), b.address());
+        tasks.spawn(async move { a.send_to(Bytes::copy_from_slice(&[i]), &to).await.0.unwrap() });
+    }
+    let mut seen = [false; 40];
+    for _ in 0..40 {
+        let datagram = timeout(LIMIT, b.recv_from()).await.unwrap().unwrap();
+        assert!(!std::mem::replace(&mut seen[usize::from(datagram[0])], true));
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+}
