@@ -94,7 +94,7 @@ impl<T: Connected> Connection<T> {
         Operate::new(self, self.peer.message_size, source, WorkRequest::send)
     }
 
-    /// As [`send`](Connection::send), with 32 bits of immediate data: [`Message::imm`].
+    /// As [`send`](Connection::send), with 32 bits of immediate data: [`Message::imm`](crate::Message::imm).
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl<T: Connected> Connection<T> {
     }
 
     /// As [`write`](Connection::write), and then the peer's next [`recv`](Connection::recv) gets an empty message with
-    /// [`Message::imm`] and [`Message::written`].
+    /// [`Message::imm`](crate::Message::imm) and [`Message::written`](crate::Message::written).
     ///
     /// # Errors
     ///
