@@ -1,4 +1,4 @@
-//! Making and ending connections: malformed peers, many cycles, both transports, any stream.
+//! Making and ending connections: malformed peers, both transports, any stream.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdma_async::{
-    Config, ConnectError, Connection, Ended, Listener, connect, connect_over,
+    Config, ConnectError, Ended, Listener, connect, connect_over,
     exchange::{Exchange, ExchangeError, MAX_FRAME},
 };
 use tokio::{
@@ -15,20 +15,11 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Sends a message each way.
-async fn greet<T: rdma_async::Connected>(a: &Connection<T>, b: &Connection<T>) {
-    for (from, to) in [(a, b), (b, a)] {
-        let (sent, received) = tokio::join!(from.send(Bytes::from_static(b"hello")), to.recv());
-        sent.0.unwrap();
-        assert_eq!(&received.unwrap()[..], b"hello");
-    }
-}
-
 #[tokio::test]
 async fn unreliable_connections() {
     let domain = common::domain();
     let (a, b) = common::pair(&domain, &Config::uc()).await;
-    greet(&a, &b).await;
+    common::greet(&a, &b).await;
     let (result, _) = a.send_with_imm(Bytes::from_static(b"x"), 5).await;
     result.unwrap();
     assert_eq!(b.recv().await.unwrap().imm(), Some(5));
@@ -43,7 +34,7 @@ async fn over_a_stream_of_the_callers() {
     let (left, right) = tokio::io::duplex(64);
     let (a, b) = tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
     let (a, b) = (a.unwrap(), b.unwrap());
-    greet(&a, &b).await;
+    common::greet(&a, &b).await;
     assert_eq!(a.peer_addr(), None);
     drop(a);
     assert!(matches!(b.until_ended().await, Ended::ClosedByPeer));
@@ -59,7 +50,7 @@ async fn the_end_of_the_stream_ends_the_connection() {
         tokio::spawn(async move { tokio::io::copy_bidirectional(&mut middle_left, &mut middle_right).await });
     let (a, b) = tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
     let (a, b) = (a.unwrap(), b.unwrap());
-    greet(&a, &b).await;
+    common::greet(&a, &b).await;
     relay.abort();
     for side in [&a, &b] {
         let error = tokio::time::timeout(Duration::from_secs(2), side.recv()).await.unwrap().unwrap_err();
@@ -108,7 +99,7 @@ async fn malformed(bytes: &[u8], close: bool) -> ConnectError {
     assert!(text.contains(&stream.local_addr().unwrap().to_string()), "names the peer: {text}");
     // The listener is as good as new.
     let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
-    greet(&a.unwrap(), &b.unwrap()).await;
+    common::greet(&a.unwrap(), &b.unwrap()).await;
     error
 }
 
@@ -195,7 +186,7 @@ async fn slow_peers_do_not_hold_up_others() {
     }
     let start = Instant::now();
     let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
-    greet(&a.unwrap(), &b.unwrap()).await;
+    common::greet(&a.unwrap(), &b.unwrap()).await;
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -211,47 +202,4 @@ async fn a_peer_that_leaves_between_the_frames() {
     };
     let (result, ()) = tokio::join!(connect_over(left, &domain, &config), peer);
     assert!(matches!(result, Err(ConnectError::Refused { reason, .. }) if reason == "no"));
-}
-
-fn open_files() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Resident memory in KiB.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-#[tokio::test]
-async fn many_connections_one_after_the_other_leave_nothing_behind() {
-    let cycles = common::count(1_000);
-    let domain = common::domain();
-    let config = Config::rc().receive_depth(4).spare_buffers(4).send_depth(4);
-    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
-    let cycle = async |i: u64| {
-        let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
-        let (a, b) = (a.unwrap(), b.unwrap());
-        greet(&a, &b).await;
-        if i.is_multiple_of(3) {
-            drop((a, b));
-        } else {
-            a.close().await.unwrap();
-            b.close().await.unwrap();
-        }
-    };
-    for i in 0..cycles / 4 {
-        cycle(i).await;
-    }
-    let (files, memory) = (open_files(), resident());
-    for i in 0..cycles {
-        cycle(i).await;
-    }
-    // Connections that were only dropped are wound up by their tasks.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let (more_files, more_memory) = (open_files(), resident());
-    println!("{cycles} cycles: {files} then {more_files} files, {memory} then {more_memory} KiB");
-    assert!(more_files <= files + 4, "{files} files grew to {more_files}");
-    assert!(more_memory <= memory + memory / 4 + 4096, "{memory} KiB grew to {more_memory} KiB");
 }

@@ -24,6 +24,15 @@ pub(crate) async fn pair<T: Connected>(
     (a.unwrap(), b.unwrap())
 }
 
+/// Sends a message each way.
+pub(crate) async fn greet<T: Connected>(a: &Connection<T>, b: &Connection<T>) {
+    for (from, to) in [(a, b), (b, a)] {
+        let (sent, received) = tokio::join!(from.send(bytes::Bytes::from_static(b"hello")), to.recv());
+        sent.0.unwrap();
+        assert_eq!(&received.unwrap()[..], b"hello");
+    }
+}
+
 /// A number of repetitions: `usual`, times `RDMA_TEST_SCALE` where that is set (0.1 for a quick look, 10 for a long night).
 pub(crate) fn count(usual: u64) -> u64 {
     let scale = std::env::var("RDMA_TEST_SCALE").map_or(1.0, |scale| scale.parse::<f64>().unwrap());
