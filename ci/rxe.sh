@@ -3,12 +3,16 @@
 # device. Prints a table and `N passed, N failed, N skipped`; fails when anything failed or no device came up.
 # usage: ci/rxe.sh [JOB...]      jobs: the files in ci/rxe/jobs, without .sh; default: all
 #
-# RXE_SECONDS is how long a job may take (480), RXE_TEST_SECONDS one test program (120).
+# RXE_TESTS is a pattern of test programs for the job suite (all).
+# RXE_SECONDS is how long a job may take (480), RXE_TEST_SECONDS one test program (120); RDMA_TEST_SCALE multiplies the
+# repetitions of tests (0.05: the guest is slow).
 # RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
 . "$(dirname "$0")/lib.sh"
 need ibverbs-providers ibverbs-utils iproute2 busybox-static xz-utils jq util-linux
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export RXE_SECONDS=${RXE_SECONDS:-480}
+# Hundreds of messages a second, not hundreds of thousands.
+export RDMA_TEST_SCALE=${RDMA_TEST_SCALE:-0.05}
 export CARGO_TARGET_DIR=$target
 out=$target/rxe/out
 rm -rf "$out"
@@ -29,10 +33,9 @@ fi
 prepare() {
   case $1 in
     suite)
-      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json-render-diagnostics |
-        jq -r 'select(.reason == "compiler-artifact" and .executable != null and (.target.kind | index("test"))) | [.target.name, .executable] | @tsv' \
-          >"$2/tests.list"
-      [ -s "$2/tests.list" ] || { echo "error: tests/ has no integration test" >&2; return 1; }
+      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json-render-diagnostics >"$2/artifacts.json"
+      jq -r 'select(.reason == "compiler-artifact" and .executable != null and (.target.kind | index("test"))) | [.target.name, .executable] | @tsv' \
+        "$2/artifacts.json" | grep -E "^(${RXE_TESTS:-.*})"$'\t' >"$2/tests.list" || { echo "error: no such test program in tests/" >&2; return 1; }
       ;;
     examples)
       cargo build --release --locked --examples
@@ -52,6 +55,7 @@ for job in "${jobs[@]}"; do
   step "$job"
   mkdir -p "$out/$job"
   prepare "$job" "$out/$job"
+  printf 'export RDMA_TEST_SCALE=%q RXE_TEST_SECONDS=%q\n' "$RDMA_TEST_SCALE" "${RXE_TEST_SECONDS:-120}" >"$out/$job/environment"
   status=0
   bash ci/rxe/guest-run.sh "ci/rxe/jobs/$job.sh" "$out/$job" || status=$?
   [ "$status" = 0 ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "status $status" >>"$out/$job/results.tsv"

@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the jobs in the guest: devices to test on, and where results go.
 
+# What ci/rxe.sh passes on: the guest has an environment of its own.
+[ ! -e /run/out/environment ] || . /run/out/environment
+
 # Records a result. usage: result ok|FAILED|skipped GROUP NAME [DETAIL]
 result() {
   printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >>/run/out/results.tsv
