@@ -25,7 +25,7 @@ while IFS=$'\t' read -r name path; do
       verdicts[test] = verdict
     }
     /^---- .* stdout ----$/ { current = $2 }
-    /^SKIPPED / && current != "" { reasons[current] = reasons[current] (current in reasons ? "; " : "") substr($0, 9) }
+    /^SKIPPED / && current != "" { reasons[current] = (reasons[current] == "" ? "" : reasons[current] "; ") substr($0, 9) }
     # The message is on the line after the place.
     place != "" { panics[current] = $0 " (" place ")"; place = "" }
     /^thread .* panicked at / { place = $0; sub(/.* panicked at /, "", place); sub(/:$/, "", place) }
