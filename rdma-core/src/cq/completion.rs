@@ -1,19 +1,18 @@
 //! Completions as callers see them.
 
 use std::fmt;
-use std::mem::MaybeUninit;
-use std::num::NonZeroU32;
 
 use verbs_sys::{ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status};
 
 use super::poll::BATCH;
 use super::status::{CompletionError, Status};
-use crate::inflight::{Health, Held, SlotPayload};
+use crate::inflight::{Health, Held, SimpleSlot, SlotPayload};
 use crate::mr::Buffer;
 
 /// What a work request asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[repr(u8)]
 pub enum Opcode {
     /// SEND, with or without immediate data or invalidation.
     Send,
@@ -33,21 +32,47 @@ pub enum Opcode {
     Recv,
 }
 
+/// `wr_id` of an entry that names no work request: no queue has this number. The low bits are free for other use.
+const NAMELESS: u64 = !0xff;
+
+impl Opcode {
+    /// What the `wr_id` of a completion becomes once that is found.
+    #[inline]
+    pub(crate) fn tag(self) -> u64 {
+        NAMELESS | self as u64
+    }
+
+    #[inline]
+    fn of(tag: u64) -> Opcode {
+        match tag & 0xff {
+            0 => Opcode::Send,
+            1 => Opcode::Write,
+            2 => Opcode::Read,
+            3 => Opcode::CompareAndSwap,
+            4 => Opcode::FetchAndAdd,
+            5 => Opcode::Bind,
+            6 => Opcode::Invalidate,
+            _ => Opcode::Recv,
+        }
+    }
+}
+
 /// What a completion says, without the buffers.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct WorkCompletion {
+    /// As the provider wrote it, but for `wr_id`, which named the work request and now tells its opcode, and
+    /// `byte_len`, which says nothing on a failure and then holds the status of the queue pair's first error, or 0.
     wc: ibv_wc,
-    opcode: Opcode,
-    /// The status of the queue pair's first error, for completions that failed.
-    cause: Option<NonZeroU32>,
 }
 
 impl WorkCompletion {
     #[inline]
     pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health) -> WorkCompletion {
-        let mut this = WorkCompletion { wc, opcode, cause: None };
+        let mut this = WorkCompletion { wc };
+        this.wc.wr_id = opcode.tag();
         if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
-            this.cause = health.first().and_then(|(status, _)| NonZeroU32::new(status.0));
+            this.wc.byte_len = health.first().map_or(0, |(status, _)| status.0);
         }
         this
     }
@@ -55,7 +80,7 @@ impl WorkCompletion {
     /// One that the caller knows to be a success.
     #[inline]
     pub(crate) fn success(wc: ibv_wc, opcode: Opcode) -> WorkCompletion {
-        WorkCompletion { wc, opcode, cause: None }
+        WorkCompletion { wc: ibv_wc { wr_id: opcode.tag(), ..wc } }
     }
 
     /// The details of what the caller knows to be a success.
@@ -66,8 +91,9 @@ impl WorkCompletion {
 
     /// What the work request asked for.
     #[must_use]
+    #[inline]
     pub fn opcode(&self) -> Opcode {
-        self.opcode
+        Opcode::of(self.wc.wr_id)
     }
 
     /// How it ended.
@@ -104,10 +130,10 @@ impl WorkCompletion {
     fn error(&self) -> CompletionError {
         CompletionError {
             status: Status(self.wc.status),
-            opcode: self.opcode,
+            opcode: self.opcode(),
             vendor_error: self.wc.vendor_err,
             qp_num: self.wc.qp_num,
-            cause: self.cause.map(|status| Status(ibv_wc_status(status.get()))),
+            cause: (self.wc.byte_len != 0).then_some(Status(ibv_wc_status(self.wc.byte_len))),
         }
     }
 
@@ -137,14 +163,14 @@ impl WorkCompletion {
     pub(crate) fn received_len(&self) -> Option<usize> {
         // An RDMA WRITE with immediate consumes a receive without touching its buffer.
         let data = self.wc.opcode != ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM;
-        (self.opcode == Opcode::Recv && self.is_success() && data).then_some(self.wc.byte_len as usize)
+        (self.opcode() == Opcode::Recv && self.is_success() && data).then_some(self.wc.byte_len as usize)
     }
 }
 
 impl fmt::Debug for WorkCompletion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkCompletion")
-            .field("opcode", &self.opcode)
+            .field("opcode", &self.opcode())
             .field("status", &self.status())
             .field("qp_num", &self.wc.qp_num)
             .finish_non_exhaustive()
@@ -160,8 +186,8 @@ pub struct Success<'a> {
 impl Success<'_> {
     /// Bytes received, or read; on UD 40 of them are the [GRH](Success::has_grh).
     #[must_use]
-    #[allow(clippy::len_without_is_empty, reason = "a count of bytes transferred, not a container")]
     #[inline]
+    #[allow(clippy::len_without_is_empty, reason = "a count of bytes transferred, not a container")]
     pub fn len(&self) -> usize {
         self.completion.wc.byte_len as usize
     }
@@ -203,12 +229,14 @@ impl Success<'_> {
 
     /// Whether the first 40 bytes of a UD receive are a Global Routing Header.
     #[must_use]
+    #[inline]
     pub fn has_grh(&self) -> bool {
         self.flag(ibv_wc_flags::IBV_WC_GRH)
     }
 
     /// The sender's queue pair number (UD).
     #[must_use]
+    #[inline]
     pub fn src_qp(&self) -> u32 {
         self.completion.wc.src_qp
     }
@@ -239,48 +267,25 @@ impl Success<'_> {
 }
 
 /// One entry of `Completions`.
+#[derive(Default)]
 pub(crate) struct Item {
-    completion: WorkCompletion,
     id: u64,
-    /// Valid while `held` is not 0.
-    first: MaybeUninit<Held>,
-    /// Entries of the list that are here: 0, or 1 and `more`.
-    held: u16,
-    /// Further entries, in `Completions::rest`, in the order of the items.
-    more: u16,
-}
-
-impl Item {
-    pub(crate) fn new(completion: WorkCompletion, id: u64, first: Option<Held>) -> Item {
-        let held = u16::from(first.is_some());
-        Item { completion, id, first: first.map_or(MaybeUninit::uninit(), MaybeUninit::new), held, more: 0 }
-    }
-
-    #[inline]
-    fn take_first(&mut self) -> Option<Held> {
-        if self.held == 0 {
-            return None;
-        }
-        self.held = 0;
-        // SAFETY: `held` said that it is valid, and does not any more.
-        Some(unsafe { self.first.assume_init_read() })
-    }
-}
-
-impl Drop for Item {
-    #[inline]
-    fn drop(&mut self) {
-        if self.held != 0 {
-            drop(self.take_first());
-        }
-    }
+    /// The first entry of the list, if it is a buffer.
+    buffer: Option<Buffer>,
+    /// What else of the list there is, in order.
+    rest: Vec<Held>,
 }
 
 /// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
 #[derive(Default)]
 pub struct Completions {
+    /// What each says. The provider writes to the first `BATCH`.
+    wcs: Vec<WorkCompletion>,
+    /// And what belongs to it: as many, of which the first `len` are lent and the others empty.
     items: Vec<Item>,
-    rest: Vec<Option<Held>>,
+    len: usize,
+    /// Whether items have a `rest`.
+    lists: bool,
 }
 
 impl Completions {
@@ -290,102 +295,123 @@ impl Completions {
         Completions::default()
     }
 
-    /// Makes room for what one call of the verb can give.
-    #[inline]
-    pub(crate) fn reserve(&mut self) {
-        self.items.reserve(BATCH);
-    }
-
-    /// Adds a completion and what its slot held.
-    pub(crate) fn push(&mut self, mut item: Item, rest: impl Iterator<Item = Held>) {
-        let before = self.rest.len();
-        self.rest.extend(rest.map(Some));
-        item.more = u16::try_from(self.rest.len() - before).unwrap_or(u16::MAX);
-        self.items.push(item);
-    }
-
-    /// Adds a successful completion and what its slot held, if that is a single entry or none and nothing
-    /// else; false, and nothing changed, otherwise.
-    ///
-    /// # Safety
-    ///
-    /// The caller claimed the slot of the payload, and gives the payload up when told true. There was a
-    /// `reserve` for as many calls as come after it.
+    /// Drops what was not taken.
     #[inline(always)]
-    pub(crate) unsafe fn push_simple(&mut self, payload: *mut SlotPayload, wc: &ibv_wc) -> bool {
-        // SAFETY: the caller owns the payload.
-        let held = unsafe { (*payload).meta.held };
-        // SAFETY: as above.
-        let keep = unsafe { (*payload).meta.keep.is_some() };
-        if held > 1 || keep {
-            return false;
-        }
-        let len = self.items.len();
-        debug_assert!(len < self.items.capacity());
-        // SAFETY: `reserve` made room.
-        let item = unsafe { self.items.as_mut_ptr().add(len) };
-        // SAFETY: the caller owns the payload, and reads it once: the item owns what `first` holds, if
-        // `held` says that it holds something.
-        let SlotPayload { first, meta } = unsafe { payload.read() };
-        let id = meta.id;
-        let completion = WorkCompletion { wc: *wc, opcode: meta.opcode, cause: None };
-        // SAFETY: the place that there is room for.
-        unsafe { item.write(Item { completion, id, first, held, more: 0 }) };
-        // SAFETY: the item at `len` was written.
-        unsafe { self.items.set_len(len + 1) };
-        true
-    }
-
-    #[inline]
     pub(crate) fn clear(&mut self) {
-        self.items.clear();
-        if !self.rest.is_empty() {
-            self.rest.clear();
+        let len = std::mem::take(&mut self.len);
+        let lent = &mut self.items[..len];
+        if lent.iter().any(|item| item.buffer.is_some()) {
+            drop_buffers(lent);
+        }
+        if self.lists {
+            self.lists = false;
+            self.items.iter_mut().for_each(|item| item.rest.clear());
         }
     }
 
-    #[inline]
-    pub(crate) fn iter(&mut self) -> Iter<'_> {
-        Iter { items: self.items.iter_mut(), rest: &mut self.rest }
-    }
-}
-
-/// The completions of one poll.
-pub(crate) struct Iter<'a> {
-    items: std::slice::IterMut<'a, Item>,
-    rest: &'a mut [Option<Held>],
-}
-
-impl<'a> Iterator for Iter<'a> {
-    type Item = Completion<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Completion<'a>> {
-        let item = self.items.next()?;
-        let mut own: &'a mut [Option<Held>] = &mut [];
-        if item.more != 0 {
-            (own, self.rest) = std::mem::take(&mut self.rest).split_at_mut(usize::from(item.more));
+    /// The places for what one call of the verb can give.
+    #[inline(always)]
+    pub(crate) fn places(&mut self) -> (&mut [WorkCompletion; BATCH], &mut [Item; BATCH]) {
+        if self.wcs.len() < BATCH {
+            self.grow(BATCH);
         }
-        Some(Completion { item, rest: own })
+        match (self.wcs.first_chunk_mut(), self.items.first_chunk_mut()) {
+            (Some(wcs), Some(items)) => (wcs, items),
+            _ => unreachable!("just grown"),
+        }
     }
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.items.size_hint()
+    #[cold]
+    fn grow(&mut self, len: usize) {
+        self.wcs.resize(len, WorkCompletion { wc: NOTHING });
+        self.items.resize_with(len, Item::default);
+    }
+
+    /// Takes the entries that the verb wrote from the `from`th on.
+    pub(crate) fn take_landed(&mut self, from: usize) -> [ibv_wc; BATCH] {
+        let mut landed = [NOTHING; BATCH];
+        for (to, WorkCompletion { wc }) in landed.iter_mut().zip(self.places().0).skip(from) {
+            *to = std::mem::replace(wc, NOTHING);
+        }
+        landed
+    }
+
+    /// Adds a completion and what its slot held. Comes after `take_landed`.
+    pub(crate) fn push(&mut self, completion: WorkCompletion, id: u64, held: impl IntoIterator<Item = Held>) {
+        if self.len == self.items.len() {
+            self.grow(self.len + BATCH);
+        }
+        self.wcs[self.len] = completion;
+        let item = &mut self.items[self.len];
+        self.len += 1;
+        item.id = id;
+        let mut held = held.into_iter();
+        match held.next() {
+            Some(Held::Buffer(buffer)) => item.buffer = Some(buffer),
+            other => item.rest.extend(other),
+        }
+        item.rest.extend(held);
+        self.lists |= !item.rest.is_empty();
+    }
+
+    /// Lends the first `len` places: see [`lend_simple`].
+    #[inline(always)]
+    pub(crate) fn lend(&mut self, len: usize) {
+        self.len = len;
+    }
+
+    #[inline]
+    pub(crate) fn iter(&mut self) -> impl ExactSizeIterator<Item = Completion<'_>> + use<'_> {
+        let lent = self.items[..self.len].iter_mut().zip(&self.wcs[..self.len]);
+        lent.map(|(item, completion)| Completion { item, completion })
     }
 }
 
-impl ExactSizeIterator for Iter<'_> {}
+/// Moves buffers to the places of the first of `n` completions that the verb wrote, as long as they are simple: as `claim`
+/// says, which gives the slot of a completion, and the opcode as a tag. Gives how many. The places are empty.
+#[inline(always)]
+pub(crate) fn lend_simple<'q>(
+    (wcs, items): (&mut [WorkCompletion; BATCH], &mut [Item; BATCH]),
+    n: usize,
+    mut claim: impl FnMut(&ibv_wc) -> Option<(SimpleSlot<'q, SlotPayload>, u64)>,
+) -> usize {
+    let n = n.min(BATCH);
+    for (count, (WorkCompletion { wc }, item)) in wcs[..n].iter_mut().zip(items).enumerate() {
+        let Some((slot, tag)) = claim(wc) else { return count };
+        // SAFETY: claimed as simple, and given up.
+        let (id, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
+        slot.release();
+        // Nothing to drop: the place is empty.
+        std::mem::forget(item.buffer.replace(buffer));
+        item.id = id;
+        wc.wr_id = tag;
+    }
+    n
+}
+
+#[inline(never)]
+fn drop_buffers(items: &mut [Item]) {
+    items.iter_mut().for_each(|item| item.buffer = None);
+}
+
+/// An entry that names nothing.
+const NOTHING: ibv_wc = {
+    // SAFETY: integers and a union of integers: all zeroes are a value.
+    let mut nothing: ibv_wc = unsafe { std::mem::zeroed() };
+    nothing.wr_id = NAMELESS;
+    nothing
+};
 
 impl fmt::Debug for Completions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Completions").field("len", &self.items.len()).finish_non_exhaustive()
+        f.debug_struct("Completions").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
 /// A completion of a work request that was posted with `post_*`: what it says, and its buffers.
 pub struct Completion<'a> {
     item: &'a mut Item,
-    rest: &'a mut [Option<Held>],
+    completion: &'a WorkCompletion,
 }
 
 impl Completion<'_> {
@@ -400,13 +426,14 @@ impl Completion<'_> {
     #[must_use]
     #[inline]
     pub fn completion(&self) -> &WorkCompletion {
-        &self.item.completion
+        self.completion
     }
 
     /// What the work request asked for.
     #[must_use]
+    #[inline]
     pub fn opcode(&self) -> Opcode {
-        self.item.completion.opcode
+        self.completion.opcode()
     }
 
     /// Success, or why not.
@@ -416,31 +443,25 @@ impl Completion<'_> {
     /// [`CompletionError`].
     #[inline]
     pub fn result(&self) -> Result<Success<'_>, CompletionError> {
-        self.item.completion.result()
+        self.completion.result()
     }
 
     /// Takes the first buffer of the scatter/gather list (the only one, of most). After a successful
     /// receive it shows what was received.
     #[inline]
     pub fn take_buffer(&mut self) -> Option<Buffer> {
-        match self.item.take_first()? {
-            Held::Buffer(mut buffer) => {
-                if let Some(len) = self.item.completion.received_len() {
-                    buffer.truncate(len);
-                }
-                Some(buffer)
-            }
-            Held::Shared(_) | Held::Bytes(_) => None,
+        let mut buffer = self.item.buffer.take()?;
+        if let Some(len) = self.completion.received_len() {
+            buffer.truncate(len);
         }
+        Some(buffer)
     }
 
     /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
     /// show what was received.
     pub fn take_buffers(&mut self) -> impl Iterator<Item = Buffer> {
-        let first = self.item.take_first();
-        let rest = self.rest.iter_mut().filter_map(Option::take);
-        let completion = self.item.completion;
-        completion.received(first.into_iter().chain(rest))
+        let first = self.item.buffer.take().map(Held::Buffer);
+        self.completion.received(first.into_iter().chain(self.item.rest.drain(..)))
     }
 }
 
@@ -448,7 +469,7 @@ impl fmt::Debug for Completion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
             .field("id", &self.item.id)
-            .field("completion", &self.item.completion)
+            .field("completion", self.completion)
             .finish_non_exhaustive()
     }
 }

@@ -7,8 +7,8 @@ mod status;
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -22,7 +22,7 @@ pub(crate) use poll::{BATCH, Later, Parked, Parking, Sink, run};
 pub use status::{CompletionError, Status};
 
 use crate::context::ContextInner;
-use crate::inflight::QueueIndex;
+use crate::inflight::{QueueIndex, WorkQueue};
 use crate::{Error, leak};
 
 /// A live completion queue.
@@ -37,6 +37,9 @@ pub(crate) struct CqInner {
     in_use: AtomicU32,
     capacity: AtomicU32,
     state: Mutex<CqState>,
+    /// Credits are counted, for there is or was not room for the depth of every queue. Locked to decide; taken before
+    /// the locks of queues and of `state`.
+    counting: Mutex<bool>,
     /// Completions that named nothing in flight.
     stray: AtomicU64,
 }
@@ -51,8 +54,12 @@ pub(crate) struct CqState {
     /// indices that those completions name: free when the queue was polled empty.
     pub(crate) zombies: Vec<(u32, Option<Arc<QueueIndex>>)>,
     pub(crate) credit_waiters: Vec<Waker>,
-    /// Neither zombies nor waiters: one test for the common case.
+    /// Nothing parked, put off, no zombies and no waiters: one test for the common case.
     pub(crate) is_quiet: bool,
+    /// Queues with their whole depth reserved.
+    prepaid: Vec<Weak<WorkQueue>>,
+    /// All queues count: a completion returns a credit.
+    pub(crate) counts: bool,
     /// What a poller puts off, kept for its storage; empty outside of a poll.
     pub(crate) deferred: Vec<Later>,
 }
@@ -76,6 +83,8 @@ impl Default for CqState {
             zombies: Vec::new(),
             credit_waiters: Vec::new(),
             is_quiet: true,
+            prepaid: Vec::new(),
+            counts: false,
             deferred: Vec::new(),
         }
     }
@@ -105,7 +114,56 @@ impl CqInner {
 
     #[inline]
     pub(crate) fn return_credits(&self, n: u32) {
+        // Wraps: a credit set aside may make `n` the negative of 1, see `WorkQueue::unprepay`.
         self.in_use.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// Reserves the depth of a new queue; false when there is no room, or credits are counted already.
+    pub(crate) fn prepay(&self, queue: &Arc<WorkQueue>) -> bool {
+        let counting = self.counting.lock();
+        if *counting || !self.take_credits(queue.depth()) {
+            return false;
+        }
+        let mut state = self.lock_state();
+        state.prepaid.retain(|queue| queue.strong_count() > 0);
+        state.prepaid.push(Arc::downgrade(queue));
+        queue.set_prepaid();
+        true
+    }
+
+    /// Makes all queues count their credits, from now on.
+    #[cold]
+    pub(crate) fn count_all(&self) {
+        let mut counting = self.counting.lock();
+        if std::mem::replace(&mut *counting, true) {
+            return;
+        }
+        let queues: Vec<_> = self.lock_state().prepaid.iter().filter_map(Weak::upgrade).collect();
+        // In this order everywhere: a post that failed holds its queue's lock and takes the other. Nobody else holds
+        // more than one queue's.
+        let posts: Vec<_> = queues.iter().map(|queue| queue.lock_post()).collect();
+        let mut state = self.lock_state();
+        for (queue, post) in queues.iter().zip(&posts) {
+            self.return_credits(queue.unprepay(post, queue.in_flight()));
+        }
+        state.prepaid.clear();
+        state.counts = true;
+    }
+
+    /// Reserves `n` credits for good; false when the queue could overflow.
+    pub(crate) fn reserve_credits(&self, n: u32) -> bool {
+        self.take_credits(n) || {
+            self.count_all();
+            self.take_credits(n)
+        }
+    }
+
+    /// Credits that posted work requests hold.
+    fn credits_in_use(&self) -> u32 {
+        let queues = self.lock_state().prepaid.clone();
+        let idle = queues.iter().filter_map(Weak::upgrade).map(|queue| queue.idle_credits());
+        let idle: u32 = idle.sum();
+        self.in_use.load(Ordering::Relaxed).saturating_sub(idle)
     }
 
     /// Ready when there is a credit; otherwise a poll that returns some wakes.
@@ -222,6 +280,7 @@ impl<'a> CompletionQueueBuilder<'a> {
             in_use: AtomicU32::new(0),
             capacity: AtomicU32::new(u32::try_from(granted).unwrap_or(self.depth)),
             state: Mutex::default(),
+            counting: Mutex::new(false),
             stray: AtomicU64::new(0),
         });
         if let Some(channel) = &inner.channel {
@@ -274,7 +333,6 @@ impl CompletionQueue {
         &self,
         completions: &'c mut Completions,
     ) -> Result<impl ExactSizeIterator<Item = Completion<'c>> + use<'c>, PollError> {
-        completions.clear();
         self.inner.poll_into(completions)?;
         Ok(completions.iter())
     }
@@ -326,7 +384,7 @@ impl CompletionQueue {
     /// Credits that posted work requests hold.
     #[must_use]
     pub fn credits_in_use(&self) -> u32 {
-        self.inner.in_use.load(Ordering::Relaxed)
+        self.inner.credits_in_use()
     }
 
     /// Completions that named no work request in flight, and were dropped: repeated, late or invented.
@@ -344,6 +402,10 @@ impl CompletionQueue {
         let invalid = |_| Error::Invalid { what: format!("{depth} is more than a completion queue holds") };
         let raw = i32::try_from(depth).map_err(invalid)?;
         let inner = &self.inner;
+        if depth < self.depth() {
+            // Only credits in use stand in the way, not reserved ones.
+            inner.count_all();
+        }
         let _state = inner.state.lock();
         // Take the credits that are to vanish first, so that nobody posts on them meanwhile.
         let old = inner.capacity.load(Ordering::Relaxed);

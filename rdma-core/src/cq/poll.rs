@@ -7,9 +7,10 @@ use std::task::Waker;
 
 use verbs_sys::{ibv_wc, ibv_wc_status, inline};
 
-use super::completion::Item;
+use super::completion::lend_simple;
 use super::{Completions, CqInner, CqState, WorkCompletion};
-use crate::inflight::{Held, Keep, WorkQueue, WrId};
+use crate::inflight::{Held, HeldList, Keep, Taken, WorkQueue, WrId};
+use parking_lot::MutexGuard;
 
 /// Completions read by one call of the verb.
 pub(crate) const BATCH: usize = 16;
@@ -44,15 +45,11 @@ pub(crate) fn run(list: impl IntoIterator<Item = Later>) {
 
 /// Where completions go while a batch is dispatched.
 pub(crate) trait Sink {
-    /// Takes a completion of `post_*`, and all that its slot holds; counts the credit that returns, if it holds one.
-    ///
-    /// # Safety
-    ///
-    /// The caller claimed the slot, and gives its payload up.
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc);
+    /// Takes a completion of `post_*`, and all that its slot held.
+    fn deliver(&mut self, completion: WorkCompletion, taken: Taken);
 
-    /// Counts a completion that went elsewhere: a credit returns.
-    fn count(&mut self);
+    /// Counts the credits that a completion returns.
+    fn count(&mut self, credits: u32);
 
     /// Puts something off until the lock is gone.
     fn defer(&mut self, later: Later);
@@ -66,16 +63,13 @@ struct Lending<'a> {
 }
 
 impl Sink for Lending<'_> {
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
-        self.credits += u32::from(queue.takes_credits());
-        // SAFETY: the caller's promise.
-        let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
-        self.out.push(item, rest);
+    fn deliver(&mut self, completion: WorkCompletion, taken: Taken) {
+        self.deferred.extend(taken.keep.map(Later::Release));
+        self.out.push(completion, taken.id, taken.held);
     }
 
-    #[inline]
-    fn count(&mut self) {
-        self.credits += 1;
+    fn count(&mut self, credits: u32) {
+        self.credits += credits;
     }
 
     fn defer(&mut self, later: Later) {
@@ -83,30 +77,11 @@ impl Sink for Lending<'_> {
     }
 }
 
-/// What a slot held, as an item and further entries of its list.
-///
-/// # Safety
-///
-/// The caller claimed the slot, and gives its payload up.
-unsafe fn taken(
-    queue: &WorkQueue,
-    slot: u32,
-    wc: &ibv_wc,
-    deferred: &mut Vec<Later>,
-) -> (Item, impl Iterator<Item = Held> + use<>) {
-    // SAFETY: the caller's promise.
-    let taken = unsafe { queue.take(slot) };
-    if let Some(keep) = taken.keep {
-        deferred.push(Later::Release(keep));
-    }
-    let mut held = taken.held.into_iter();
-    (Item::new(WorkCompletion::new(*wc, taken.opcode, &queue.health), taken.id, held.next()), held)
-}
-
 /// A completion of `post_*` on its way to a poller that wants it.
 pub(crate) struct Parked {
-    item: Item,
-    rest: Vec<Held>,
+    completion: WorkCompletion,
+    id: u64,
+    held: HeldList,
 }
 
 /// Keeps completions for another poller.
@@ -123,15 +98,13 @@ impl<'a> Parking<'a> {
 }
 
 impl Sink for Parking<'_> {
-    unsafe fn deliver(&mut self, queue: &WorkQueue, slot: u32, wc: &ibv_wc) {
-        self.credits += u32::from(queue.takes_credits());
-        // SAFETY: the caller's promise.
-        let (item, rest) = unsafe { taken(queue, slot, wc, self.deferred) };
-        self.parked.push_back(Parked { item, rest: rest.collect() });
+    fn deliver(&mut self, completion: WorkCompletion, taken: Taken) {
+        self.deferred.extend(taken.keep.map(Later::Release));
+        self.parked.push_back(Parked { completion, id: taken.id, held: taken.held });
     }
 
-    fn count(&mut self) {
-        self.credits += 1;
+    fn count(&mut self, credits: u32) {
+        self.credits += credits;
     }
 
     fn defer(&mut self, later: Later) {
@@ -143,68 +116,84 @@ impl CqInner {
     /// Polls once and lends what came to `out`. Not inlined: the loop needs all registers.
     #[inline(never)]
     pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<(), PollError> {
-        out.reserve();
-        let mut guard = self.lock_state();
-        let n = self.read(&mut guard)?;
-        let state = &mut *guard;
-        if !state.parked.is_empty() {
-            out.unpark(&mut state.parked);
-        }
-        let mut credits = 0;
-        let table = &*self.context.queues;
-        for wc in &state.wcs[..n] {
-            let id = WrId(wc.wr_id);
-            // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
-            let queue = unsafe { table.find(id).as_ref() };
-            if let Some(queue) = queue
-                && wc.status == ibv_wc_status::IBV_WC_SUCCESS
-                && let Some(slot) = queue.claim_simple(self, id)
-            {
-                // SAFETY: claimed, and given up to `release`; `reserve` made room.
-                let simple = unsafe { out.push_simple(slot.payload(), wc) };
-                if simple {
-                    slot.release();
-                    credits += 1;
-                    continue;
+        // Before the lock: it drops buffers.
+        out.clear();
+        let (wcs, items) = out.places();
+        let guard = self.lock_state();
+        // SAFETY: room for BATCH completions; `WorkCompletion` is transparent.
+        let n = unsafe { self.read(wcs.as_mut_ptr().cast()) }?;
+        let mut simple = 0;
+        // What is parked comes first.
+        if guard.is_quiet {
+            let entries = self.context.queues.entries();
+            simple = lend_simple((wcs, items), n, |wc| {
+                let id = WrId(wc.wr_id);
+                // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
+                let queue = unsafe { entries.find(id).as_ref() }?;
+                if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+                    return None;
                 }
+                queue.claim_simple(self, id)
+            });
+            out.lend(simple);
+            if guard.counts {
+                self.return_credits(u32::try_from(simple).unwrap_or(0));
             }
-            let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
-            self.dispatch_one(wc, &mut sink);
-            credits += sink.credits;
-            out.reserve();
         }
-        if self.settle(state, n, credits) {
-            let list = std::mem::take(&mut state.deferred);
-            drop(guard);
-            self.run_deferred(list);
+        if simple != n || !guard.is_quiet {
+            self.lend_rest(guard, out, simple, n);
         }
         Ok(())
+    }
+
+    /// Lends what is parked, and what came from the `from`th entry on.
+    #[inline(never)]
+    fn lend_rest(&self, mut guard: MutexGuard<'_, CqState>, out: &mut Completions, from: usize, n: usize) {
+        let state = &mut *guard;
+        let landed = out.take_landed(from);
+        for Parked { completion, id, held } in state.parked.drain(..) {
+            out.push(completion, id, held);
+        }
+        let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
+        for wc in &landed[from..n] {
+            self.dispatch_one(wc, &mut sink);
+        }
+        self.return_credits(sink.credits);
+        state.is_quiet &= state.deferred.is_empty();
+        if !state.is_quiet {
+            self.settle(guard, n);
+        }
     }
 
     /// Polls once; what was posted for pollers waits for one.
     pub(crate) fn dispatch(&self) -> Result<usize, PollError> {
         let mut guard = self.lock_state();
-        let n = self.read(&mut guard)?;
         let state = &mut *guard;
+        // SAFETY: room for BATCH completions.
+        let n = unsafe { self.read(state.wcs.as_mut_ptr()) }?;
         let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
         // Entries that a provider counted and did not write hold old completions, which are strays.
         for wc in &state.wcs[..n] {
             self.dispatch_one(wc, &mut sink);
         }
         let credits = sink.credits;
-        if self.settle(state, n, credits) {
-            let list = std::mem::take(&mut state.deferred);
-            drop(guard);
-            self.run_deferred(list);
+        self.return_credits(credits);
+        state.is_quiet &= state.deferred.is_empty() && state.parked.is_empty();
+        if !state.is_quiet {
+            self.settle(guard, n);
         }
         Ok(n)
     }
 
     /// Calls the verb; gives the number of completions it wrote.
-    #[inline]
-    fn read(&self, state: &mut CqState) -> Result<usize, PollError> {
-        // SAFETY: the queue is live (S-1), and there is room for BATCH completions.
-        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), BATCH_INT, state.wcs.as_mut_ptr()) };
+    ///
+    /// # Safety
+    ///
+    /// `wcs` has room for BATCH completions, and the caller holds the lock.
+    #[inline(always)]
+    unsafe fn read(&self, wcs: *mut ibv_wc) -> Result<usize, PollError> {
+        // SAFETY: the queue is live (S-1); the caller's promise.
+        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), BATCH_INT, wcs) };
         match usize::try_from(code) {
             Ok(n) if n <= BATCH => Ok(n),
             // A negative count is an error, and so is one that cannot be: nothing is a completion.
@@ -212,20 +201,10 @@ impl CqInner {
         }
     }
 
-    /// Returns credits and wakes who waits for them; true when something was put off.
-    #[inline]
-    fn settle(&self, state: &mut CqState, n: usize, credits: u32) -> bool {
-        if credits > 0 {
-            self.return_credits(credits);
-        }
-        if !state.is_quiet {
-            self.settle_slow(state, n);
-        }
-        !state.deferred.is_empty()
-    }
-
-    #[cold]
-    fn settle_slow(&self, state: &mut CqState, n: usize) {
+    /// Sees to what was put off, zombies and waiters, and lets go of the lock.
+    #[inline(never)]
+    fn settle(&self, mut guard: MutexGuard<'_, CqState>, n: usize) {
+        let state = &mut *guard;
         if n < BATCH {
             // The queue was polled empty: completions of dead queues are gone.
             for (credits, index) in state.zombies.drain(..) {
@@ -234,7 +213,12 @@ impl CqInner {
             }
         }
         state.deferred.extend(state.credit_waiters.drain(..).map(Later::Wake));
-        state.is_quiet = state.zombies.is_empty();
+        state.is_quiet = state.zombies.is_empty() && state.parked.is_empty();
+        if !state.deferred.is_empty() {
+            let list = std::mem::take(&mut state.deferred);
+            drop(guard);
+            self.run_deferred(list);
+        }
     }
 
     /// Runs what was put off, and gives the list's storage back for the next time.
@@ -251,7 +235,7 @@ impl CqInner {
     #[inline(never)]
     fn dispatch_one(&self, wc: &ibv_wc, sink: &mut impl Sink) {
         let id = WrId(wc.wr_id);
-        let queue = self.context.queues.find(id);
+        let queue = self.context.queues.entries().find(id);
         // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
         let Some(queue) = (unsafe { queue.as_ref() }) else { return self.count_stray() };
         if !queue.complete(self, id, wc, sink) {
@@ -267,23 +251,25 @@ impl CqInner {
     /// Completes everything in flight on `queue` as flushed, because the verb that destroyed or reset
     /// it succeeded; its credits return when this queue was polled empty.
     pub(crate) fn reclaim(&self, queue: &WorkQueue, destroyed: bool) {
-        let reserved = queue.end_run();
+        if !destroyed && queue.in_flight() > 0 {
+            // What it posts next, and the old completions, may be more than its depth.
+            self.count_all();
+        }
+        let mut post = queue.lock_post();
         let mut guard = self.lock_state();
         let state = &mut *guard;
-        let count = queue.reclaim(&mut Parking::new(&mut state.parked, &mut state.deferred));
+        let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
+        let mut count = queue.reclaim(&mut sink);
+        if destroyed {
+            self.return_credits(queue.unprepay(&post, count));
+        }
+        post.unsignaled = 0;
+        count += u32::from(std::mem::take(&mut post.reserved));
+        drop(post);
         let index = destroyed.then(|| Arc::clone(queue.queue_index()));
-        state.add_zombie(count + reserved, index);
+        state.add_zombie(count, index);
         let list = std::mem::take(&mut state.deferred);
         drop(guard);
         self.run_deferred(list);
-    }
-}
-
-impl Completions {
-    #[cold]
-    fn unpark(&mut self, parked: &mut VecDeque<Parked>) {
-        for Parked { item, rest } in parked.drain(..) {
-            self.push(item, rest.into_iter());
-        }
     }
 }

@@ -24,5 +24,6 @@ mod table;
 pub(crate) use held::{Held, HeldList, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
-pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload};
-pub(crate) use table::{MAX_DEPTH, QueueIndex, QueueTable, WrId};
+pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload, Taken};
+pub(crate) use slot::{Posted, SimpleSlot, WrId};
+pub(crate) use table::{MAX_DEPTH, QueueIndex, QueueTable};

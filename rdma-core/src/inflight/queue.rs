@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
-use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
+use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode};
 
 use super::held::{Held, HeldList, Keep};
-use super::slot::{Claim, FreeSlot, PolledSlot, SlotTable};
-use super::table::{QueueIndex, WrId};
-use crate::cq::{CqInner, Later, Opcode, Parked, Sink};
+use super::slot::{Claim, FreeSlot, Posted, SimpleSlot, SlotTable, WrId};
+use super::table::QueueIndex;
+use crate::cq::{CqInner, Later, Opcode, Parked, Sink, WorkCompletion};
+use crate::mr::Buffer;
 use crate::qp::Link;
 use crate::sync::UnsafeCell;
 
@@ -35,6 +36,55 @@ pub(crate) struct Meta {
     pub(crate) held: u16,
     pub(crate) opcode: Opcode,
 }
+
+impl SlotPayload {
+    /// The place of the first entry of the list.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload.
+    #[inline(always)]
+    pub(crate) unsafe fn first(this: *mut SlotPayload) -> *mut Held {
+        // SAFETY: a place inside the payload.
+        unsafe { &raw mut (*this).first }.cast()
+    }
+
+    /// Fills that of a slot to be posted as simple: a buffer and the caller's number, and nothing else.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload, which holds nothing.
+    #[inline(always)]
+    pub(crate) unsafe fn put_simple(this: *mut SlotPayload, id: u64, buffer: Buffer) {
+        // SAFETY: the caller's promise.
+        let first = unsafe { Self::first(this) }.cast::<Buffer>();
+        // SAFETY: the caller's promise; a buffer is smaller than `Held`.
+        unsafe { first.write(buffer) };
+        // SAFETY: a place inside the payload.
+        let place = unsafe { &raw mut (*this).meta.id };
+        // SAFETY: the caller's promise.
+        unsafe { place.write(id) };
+    }
+
+    /// Takes that of a slot posted as simple.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload, filled by `put_simple`, and gives it up.
+    #[inline(always)]
+    pub(crate) unsafe fn take_simple(this: *mut SlotPayload) -> (u64, Buffer) {
+        // SAFETY: the caller's promise.
+        let first = unsafe { Self::first(this) }.cast::<Buffer>();
+        // SAFETY: written by `put_simple`, taken once.
+        let buffer = unsafe { first.read() };
+        // SAFETY: a place inside the payload.
+        let place = unsafe { &raw const (*this).meta.id };
+        // SAFETY: written by `put_simple`.
+        (unsafe { place.read() }, buffer)
+    }
+}
+
+const _: () = assert!(size_of::<Buffer>() <= size_of::<Held>() && align_of::<Buffer>() <= align_of::<Held>());
 
 /// With the state word beside it, a payload fills a cache line.
 const _: () = assert!(size_of::<SlotPayload>() <= 56);
@@ -61,10 +111,44 @@ pub(crate) struct PostState {
     pub(crate) sges: Vec<ibv_sge>,
     pub(crate) chain: Vec<ibv_send_wr>,
     pub(crate) links: Vec<Link>,
-    /// Scratch for requests of one buffer: only the fields that differ are written each time.
+    /// Scratch for requests of one buffer, a SEND or a receive: only the fields that differ are written each time.
     pub(crate) sge: ibv_sge,
     pub(crate) send: ibv_send_wr,
     pub(crate) recv: ibv_recv_wr,
+}
+
+impl PostState {
+    /// Fills a slot with one buffer, describes that in `sge`, and publishes the slot.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the poster of the queue that the slot is of, and acquired it.
+    #[inline(always)]
+    pub(crate) unsafe fn fill_buffer<const OWNED: bool>(
+        &mut self,
+        free: &FreeSlot<'_, SlotPayload>,
+        id: u64,
+        opcode: Opcode,
+        buffer: Buffer,
+    ) -> WrId {
+        self.sge = buffer.sge();
+        let payload = free.payload();
+        if !OWNED {
+            // SAFETY: the poster owns the payload until `publish`; what was there was taken out before the slot was
+            // released.
+            unsafe { SlotPayload::put_simple(payload, id, buffer) };
+            return free.publish(Posted::Simple);
+        }
+        // SAFETY: as above.
+        let first = unsafe { SlotPayload::first(payload) };
+        // SAFETY: as above.
+        unsafe { first.write(Held::Buffer(buffer)) };
+        // SAFETY: a place inside the payload.
+        let meta = unsafe { &raw mut (*payload).meta };
+        // SAFETY: as above.
+        unsafe { meta.write(Meta { id, keep: None, seq: self.seq, held: 1, opcode }) };
+        free.publish(Posted::Owned)
+    }
 }
 
 /// The first error of a queue pair, which explains the flushes behind it.
@@ -118,6 +202,15 @@ pub struct WorkQueue {
     pub(crate) slots: SlotTable<SlotPayload, ibv_wc>,
     /// The completion queue, as an address to compare; null for a shared queue.
     owner: *const CqInner,
+    /// `owner`, or null while someone waits for a slot: one comparison tells a poller that it may lend what is
+    /// simple, and has nothing else to see to. Changed with `waiters` locked.
+    lends_to: AtomicPtr<CqInner>,
+    /// 0 while the queue's whole depth is reserved on its completion queue: then a slot is as good as a credit. Else 1,
+    /// the credits that a work request holds. Changed with `post` and the completion queue locked.
+    unpaid: AtomicU32,
+    /// What simple slots are for, and the same as a tag.
+    simple: Opcode,
+    simple_tag: u64,
     /// What a completion has to see to besides its slot: 0 in the common case. `WANTED`, and the number of
     /// unsignalled sends in flight times `UNSIGNALED`.
     special: AtomicU32,
@@ -125,11 +218,10 @@ pub struct WorkQueue {
     more: Box<[UnsafeCell<MaybeUninit<Held>>]>,
     max_sge: u32,
     index: Arc<QueueIndex>,
-    base: u64,
     pub(crate) kind: Kind,
     post: Mutex<PostState>,
     /// Unsignalled sends in the order of posting: written by the poster at `tail`, read by the
-    /// poller at `head`. An entry is slot and generation, and 20 bits of the position.
+    /// poller at `head`. An entry is a `wr_id` with 20 bits of the position in place of the queue.
     ring: Box<[AtomicU64]>,
     ring_tail: AtomicU32,
     ring_head: AtomicU32,
@@ -140,13 +232,10 @@ pub struct WorkQueue {
 // SAFETY: the pointers of the scratch requests are used only while the post lock is held.
 unsafe impl Send for PostState {}
 
-// SAFETY: `more` follows the state of its slot (S-3); `owner` is only compared; all else is Send and Sync.
+// SAFETY: `more` follows the state of its slot (S-3); `owner` and `lends_to` are only compared; all else is Send and Sync.
 unsafe impl Send for WorkQueue {}
 // SAFETY: as above.
 unsafe impl Sync for WorkQueue {}
-
-/// Bits of a ring entry that are slot and generation.
-const RING_ID: u64 = (1 << 44) - 1;
 
 impl WorkQueue {
     pub(crate) fn new(
@@ -159,17 +248,21 @@ impl WorkQueue {
         let max_sge = max_sge.max(1);
         let cells = depth as usize * (max_sge as usize - 1);
         let ring = if matches!(kind, Kind::Send(_)) { depth.next_power_of_two() as usize } else { 0 };
+        let simple = if matches!(kind, Kind::Send(_)) { Opcode::Send } else { Opcode::Recv };
         let owner = match &kind {
             Kind::Send(cq) | Kind::Recv(cq) => Arc::as_ptr(cq),
             Kind::Shared => std::ptr::null(),
         };
         Arc::new(WorkQueue {
-            slots: SlotTable::new(depth),
+            slots: SlotTable::new(index.index, depth),
             owner,
+            lends_to: AtomicPtr::new(owner.cast_mut()),
+            unpaid: AtomicU32::new(u32::from(!owner.is_null())),
+            simple,
+            simple_tag: simple.tag(),
             special: AtomicU32::new(0),
             more: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
             max_sge,
-            base: WrId::base(index.index),
             index,
             kind,
             post: Mutex::new(PostState {
@@ -181,9 +274,8 @@ impl WorkQueue {
                 chain: Vec::new(),
                 links: Vec::new(),
                 sge: ibv_sge::default(),
-                // SAFETY: integers, null pointers and unions of them: all zeroes are a value.
-                send: unsafe { std::mem::zeroed() },
-                recv: ibv_recv_wr::default(),
+                send: ibv_send_wr { num_sge: 1, opcode: ibv_wr_opcode::IBV_WR_SEND, ..Default::default() },
+                recv: ibv_recv_wr { num_sge: 1, ..Default::default() },
             }),
             ring: (0..ring).map(|_| AtomicU64::new(0)).collect(),
             ring_tail: AtomicU32::new(0),
@@ -214,20 +306,8 @@ impl WorkQueue {
     }
 
     #[inline]
-    pub(crate) fn wr_id(&self, slot: u32, generation: u32) -> u64 {
-        WrId::new(self.base, slot, generation).0
-    }
-
-    #[inline]
     pub(crate) fn lock_post(&self) -> MutexGuard<'_, PostState> {
         self.post.lock()
-    }
-
-    /// Whether each work request holds a credit of the completion queue, which its completion returns. For a shared
-    /// queue its pairs have reserved the depth instead.
-    #[inline]
-    pub(crate) fn takes_credits(&self) -> bool {
-        !self.owner.is_null()
     }
 
     /// Whether completions come in the order of posting.
@@ -237,9 +317,90 @@ impl WorkQueue {
     }
 
     /// A free slot.
-    #[inline(always)]
     pub(crate) fn acquire(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
-        self.slots.acquire(&mut post.cursor, self.is_fifo())
+        self.slots.search(&mut post.cursor, self.is_fifo())
+    }
+
+    /// A free slot, and a credit for it.
+    #[inline(always)]
+    pub(crate) fn acquire_paid(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
+        if self.unpaid() == 0
+            && let Some(free) = self.slots.next(&mut post.cursor)
+        {
+            return Some(free);
+        }
+        self.acquire_slow(post)
+    }
+
+    #[inline(never)]
+    fn acquire_slow(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
+        let cursor = post.cursor;
+        let free = self.acquire(post)?;
+        if !self.take_credits(1) {
+            post.cursor = cursor;
+            return None;
+        }
+        Some(free)
+    }
+
+    /// Credits that a work request holds: 0 or 1.
+    #[inline(always)]
+    pub(crate) fn unpaid(&self) -> u32 {
+        self.unpaid.load(Ordering::Relaxed)
+    }
+
+    fn cq(&self) -> Option<&CqInner> {
+        match &self.kind {
+            Kind::Send(cq) | Kind::Recv(cq) => Some(cq),
+            Kind::Shared => None,
+        }
+    }
+
+    /// Takes `n` credits of the completion queue, where that counts them. The caller is the poster.
+    pub(crate) fn take_credits(&self, n: u32) -> bool {
+        self.unpaid() == 0 || self.cq().is_none_or(|cq| cq.take_credits(n))
+    }
+
+    /// Gives them back.
+    pub(crate) fn return_credits(&self, n: u32) {
+        if let Some(cq) = self.cq()
+            && self.unpaid() != 0
+        {
+            cq.return_credits(n);
+        }
+    }
+
+    /// Reserves the whole depth on the completion queue, so that posts and polls need not count; if there is no room for
+    /// that, all its queues count. The queue is new.
+    pub(crate) fn prepay(self: &Arc<WorkQueue>) {
+        let Some(cq) = self.cq() else { return };
+        if !cq.prepay(self) {
+            cq.count_all();
+        }
+    }
+
+    /// The whole depth was reserved. The caller holds the lock of the completion queue; the queue is new.
+    pub(crate) fn set_prepaid(&self) {
+        self.unpaid.store(0, Ordering::Relaxed);
+    }
+
+    /// Credits that were reserved and are in no use: the queue counts from now on. The caller holds the lock of the
+    /// completion queue too.
+    pub(crate) fn unprepay(&self, post: &PostState, in_flight: u32) -> u32 {
+        if self.unpaid.swap(1, Ordering::Relaxed) != 0 {
+            return 0;
+        }
+        // A credit set aside has no slot yet; it may be one more than was reserved, until there is a slot for it.
+        self.depth().wrapping_sub(in_flight + u32::from(post.reserved))
+    }
+
+    /// Of the reserved credits, those in no use.
+    pub(crate) fn idle_credits(&self) -> u32 {
+        let post = self.lock_post();
+        if self.unpaid() != 0 {
+            return 0;
+        }
+        self.depth().saturating_sub(self.in_flight() + u32::from(post.reserved))
     }
 
     #[inline]
@@ -277,11 +438,17 @@ impl WorkQueue {
     ///
     /// # Safety
     ///
-    /// The caller owns the slot's payload, and gives it up.
+    /// The caller owns the slot's payload, and gives it up. `simple` is whether it was posted so.
     #[inline]
-    pub(crate) unsafe fn take(&self, slot: u32) -> Taken {
+    pub(crate) unsafe fn take(&self, slot: u32, simple: bool) -> Taken {
         // SAFETY: the caller owns it.
         let payload = unsafe { self.slots.payload(slot) };
+        if simple {
+            // SAFETY: the caller's promise.
+            let (id, buffer) = unsafe { SlotPayload::take_simple(payload) };
+            let held = HeldList { first: Some(Held::Buffer(buffer)), rest: Vec::new() };
+            return Taken { id, opcode: self.simple, held, keep: None };
+        }
         // SAFETY: filled before the slot was published.
         let SlotPayload { first, meta } = unsafe { payload.read() };
         let mut held = HeldList::default();
@@ -305,10 +472,10 @@ impl WorkQueue {
         unsafe { self.take_more(slot, held) }.collect()
     }
 
-    /// Notes that the send in `slot` is unsignalled. The caller is the poster.
-    pub(crate) fn push_unsignaled(&self, slot: u32, generation: u32, seq: u32) {
+    /// Notes that the send is unsignalled. The caller is the poster.
+    pub(crate) fn push_unsignaled(&self, id: WrId, seq: u32) {
         let tail = self.ring_tail.load(Ordering::Relaxed);
-        let entry = WrId::new(0, slot, generation).0 | u64::from(seq) << 44;
+        let entry = id.with_queue(seq).0;
         self.ring[tail as usize & (self.ring.len() - 1)].store(entry, Ordering::Relaxed);
         self.special.fetch_add(UNSIGNALED, Ordering::Relaxed);
         // Release: the entry is written before the poller sees it counted.
@@ -329,30 +496,34 @@ impl WorkQueue {
         let tail = self.ring_tail.load(Ordering::Acquire);
         let mut head = self.ring_head.load(Ordering::Relaxed);
         while head != tail {
-            let entry = self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed);
-            let ahead = (u64::from(seq) << 44).wrapping_sub(entry & !RING_ID) >> 44;
+            let entry = WrId(self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed));
             // Positions are compared modulo 2^20; queues are at most 2^18 deep.
+            let ahead = (seq as usize).wrapping_sub(entry.queue()) % (1 << 20);
             if ahead == 0 || ahead >= 1 << 19 {
                 break;
             }
             head = head.wrapping_add(1);
             self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
-            let id = WrId(entry & RING_ID);
             // Stray: it came by itself meanwhile, with an error.
-            let claim = self.slots.claim(id.slot(), id.generation(), true);
-            self.complete_claimed(id.slot(), claim, &SUCCESS, sink);
+            let claim = self.slots.claim(entry.with_queue(self.index()), true);
+            self.complete_claimed(entry.slot(), claim, &SUCCESS, sink);
         }
         self.ring_head.store(head, Ordering::Relaxed);
     }
 
-    /// The slot of a completion that needs nothing but to be lent: posted for whoever polls, in flight,
-    /// on this completion queue, and with nothing else to see to. The caller holds the lock of `cq`.
+    /// The slot of a completion that needs nothing but to be lent: posted as simple, in flight, on this completion
+    /// queue, and nobody waits for a slot. And the opcode as a tag. The caller holds the lock of `cq`.
     #[inline(always)]
-    pub(crate) fn claim_simple(&self, cq: *const CqInner, id: WrId) -> Option<PolledSlot<'_, SlotPayload>> {
-        if !std::ptr::eq(self.owner, cq) || self.special.load(Ordering::Relaxed) != 0 {
+    pub(crate) fn claim_simple(
+        &self,
+        cq: *const CqInner,
+        id: WrId,
+    ) -> Option<(SimpleSlot<'_, SlotPayload>, u64)> {
+        // Whoever comes to wait holds that lock.
+        if !std::ptr::eq(self.lends_to.load(Ordering::Relaxed), cq) {
             return None;
         }
-        self.slots.claim_polled(id.slot(), id.generation())
+        self.slots.claim_simple(id).map(|slot| (slot, self.simple_tag))
     }
 
     /// Dispatches one completion to its slot; false when there is none in flight. The caller holds
@@ -368,19 +539,20 @@ impl WorkQueue {
             && wc.status == ibv_wc_status::IBV_WC_SUCCESS
             && self.special.load(Ordering::Relaxed) < UNSIGNALED
             // SAFETY: the caller holds the lock under which all completions of this queue come.
-            && unsafe { self.slots.complete_submitted(slot, id.generation(), *wc) }.is_ok()
+            && unsafe { self.slots.complete_submitted(id, *wc) }.is_ok()
         {
-            sink.count();
+            sink.count(self.unpaid());
             return true;
         }
-        let claim = self.slots.claim(slot, id.generation(), exclusive);
+        let claim = self.slots.claim(id, exclusive);
         if claim == Claim::Stray {
             return false;
         }
         if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
             self.health.note(wc);
         }
-        if self.special.load(Ordering::Relaxed) >= UNSIGNALED {
+        // A simple send has no position: one that does comes between it and unsignalled ones before it.
+        if claim != Claim::Simple && self.special.load(Ordering::Relaxed) >= UNSIGNALED {
             // SAFETY: claimed.
             let payload = unsafe { self.slots.payload(slot) };
             // SAFETY: filled before it was published.
@@ -395,16 +567,16 @@ impl WorkQueue {
     fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) {
         match claim {
             Claim::Stray => return,
-            Claim::Polled => {
-                // SAFETY: claimed; the sink takes what the payload holds.
-                unsafe { sink.deliver(self, slot, wc) };
+            Claim::Polled | Claim::Simple => {
+                // SAFETY: claimed, and given up.
+                let taken = unsafe { self.take(slot, claim == Claim::Simple) };
+                sink.count(self.unpaid());
+                sink.deliver(WorkCompletion::new(*wc, taken.opcode, &self.health), taken);
                 // SAFETY: claimed, and emptied.
                 unsafe { self.slots.release(slot) };
             }
             Claim::Owned { waiting } => {
-                if self.takes_credits() {
-                    sink.count();
-                }
+                sink.count(self.unpaid());
                 // SAFETY: claimed with this answer, finished once.
                 match unsafe { self.slots.finish(slot, waiting, *wc) } {
                     Ok(None) => {}
@@ -414,9 +586,7 @@ impl WorkQueue {
                 return;
             }
             Claim::Ignored => {
-                if self.takes_credits() {
-                    sink.count();
-                }
+                sink.count(self.unpaid());
                 self.discard(slot, sink);
             }
         }
@@ -426,7 +596,7 @@ impl WorkQueue {
     /// Frees a claimed slot nobody waits for; what it held is dropped later, outside of locks.
     fn discard(&self, slot: u32, sink: &mut impl Sink) {
         // SAFETY: claimed by the caller, who gives it up.
-        let taken = unsafe { self.take(slot) };
+        let taken = unsafe { self.take(slot, false) };
         for held in taken.held {
             sink.defer(Later::Drop(held));
         }
@@ -464,14 +634,8 @@ impl WorkQueue {
     fn take_waiters(&self) -> Vec<Waker> {
         let mut waiters = self.waiters.lock();
         self.special.fetch_and(!WANTED, Ordering::Relaxed);
+        self.lends_to.store(self.owner.cast_mut(), Ordering::Relaxed);
         std::mem::take(&mut waiters)
-    }
-
-    /// Ends a run of unsignalled sends; gives the credits that were set aside for it.
-    pub(crate) fn end_run(&self) -> u32 {
-        let mut post = self.lock_post();
-        post.unsignaled = 0;
-        u32::from(std::mem::take(&mut post.reserved))
     }
 
     /// Completes everything in flight as flushed: the verb that destroyed or reset the queue
@@ -503,10 +667,7 @@ impl WorkQueue {
     /// same. The caller is the poster.
     #[cold]
     pub(crate) fn retract(&self, slot: u32, owned: bool) -> Option<Taken> {
-        let guard = match &self.kind {
-            Kind::Send(cq) | Kind::Recv(cq) => Some(cq.lock_state()),
-            Kind::Shared => None,
-        };
+        let guard = self.cq().map(CqInner::lock_state);
         let claim = self.slots.claim_any(slot);
         drop(guard);
         if claim == Claim::Stray {
@@ -518,7 +679,7 @@ impl WorkQueue {
             let _ = unsafe { self.slots.take_result(slot) };
         }
         // SAFETY: claimed, or completed and owned.
-        let taken = unsafe { self.take(slot) };
+        let taken = unsafe { self.take(slot, claim == Claim::Simple) };
         // SAFETY: emptied.
         unsafe { self.slots.release(slot) };
         Some(taken)
@@ -534,10 +695,7 @@ impl WorkQueue {
     /// Ready when a work request can probably be posted: a slot is free, and a credit of the
     /// completion queue. Otherwise everyone who waits is woken when that changes; whoever comes first posts.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let cq = match &self.kind {
-            Kind::Send(cq) | Kind::Recv(cq) => Some(cq),
-            Kind::Shared => None,
-        };
+        let cq = self.cq();
         let post = self.lock_post();
         if !self.slots.has_free(post.cursor, self.is_fifo()) {
             // A poller releases slots of this queue under the lock, so that it need not look for
@@ -549,6 +707,7 @@ impl WorkQueue {
                     waiters.push(cx.waker().clone());
                 }
                 self.special.fetch_or(WANTED, Ordering::Relaxed);
+                self.lends_to.store(std::ptr::null_mut(), Ordering::Relaxed);
             }
             drop(guard);
             // Orders the note before the second look; its counterpart is in `after_release`.
@@ -557,7 +716,10 @@ impl WorkQueue {
                 return Poll::Pending;
             }
         }
-        cq.map_or(Poll::Ready(()), |cq| cq.poll_credit(cx))
+        match cq {
+            Some(cq) if self.unpaid() != 0 => cq.poll_credit(cx),
+            _ => Poll::Ready(()),
+        }
     }
 }
 

@@ -12,6 +12,8 @@
 //!                                                               `--> ABANDONED (dropped meanwhile)
 //! ```
 //!
+//! SIMPLE is as POLLED, of a slot that holds one buffer and whose completion has nothing else to see to.
+//!
 //! * The *poster* is whoever holds the queue's post lock; it owns a slot from `acquire` to `publish`.
 //! * The *poller* is whoever holds the lock of a completion queue the slot can complete on. It owns
 //!   the payload and the result from a successful `claim` on.
@@ -25,21 +27,83 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
-use crate::sync::{AtomicU32, Ordering, UnsafeCell};
+use crate::sync::{AtomicU64, Ordering, UnsafeCell};
 
-/// Bits of a generation.
-pub(crate) const GENERATION_BITS: u32 = 24;
+/// Bits of a state.
+const STATE_BITS: u32 = 4;
+/// Bits of a slot's index.
+pub(crate) const SLOT_BITS: u32 = 18;
+/// Bits of a queue's index.
+pub(crate) const QUEUE_BITS: u32 = 20;
+const QUEUE_SHIFT: u32 = STATE_BITS + SLOT_BITS;
+const GENERATION_SHIFT: u32 = QUEUE_SHIFT + QUEUE_BITS;
+/// One generation on; what does not fit falls off the top.
+const GENERATION: u64 = 1 << GENERATION_SHIFT;
 
-const FREE: u32 = 0;
-const POLLED: u32 = 1;
-const SUBMITTED: u32 = 2;
-const WAITING: u32 = 3;
-const IGNORED: u32 = 4;
-const COMPLETING: u32 = 5;
-const COMPLETED: u32 = 6;
-const CLAIMED: u32 = 7;
-const ABANDONED: u32 = 8;
-const STATE_MASK: u32 = 0xff;
+const FREE: u64 = 0;
+const POLLED: u64 = 1;
+const SUBMITTED: u64 = 2;
+const WAITING: u64 = 3;
+const IGNORED: u64 = 4;
+const COMPLETING: u64 = 5;
+const COMPLETED: u64 = 6;
+const CLAIMED: u64 = 7;
+const ABANDONED: u64 = 8;
+/// All bits of the state, so that one `or` makes the word to compare with of any number that a provider may give.
+const SIMPLE: u64 = STATE_MASK;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
+
+/// A `wr_id`: generation (22 bits), queue (20), slot (18), and the state in which the slot was posted (4). A slot's word
+/// is the same, with the state that it is in now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WrId(pub(crate) u64);
+
+impl WrId {
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
+    pub(crate) fn queue(self) -> usize {
+        (self.0 >> QUEUE_SHIFT) as usize & ((1 << QUEUE_BITS) - 1)
+    }
+
+    #[inline]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 18 bits")]
+    pub(crate) fn slot(self) -> u32 {
+        (self.0 >> STATE_BITS) as u32 & ((1 << SLOT_BITS) - 1)
+    }
+
+    /// The same with another queue: 20 bits of any use.
+    pub(crate) fn with_queue(self, queue: u32) -> WrId {
+        let mask = ((1 << QUEUE_BITS) - 1) << QUEUE_SHIFT;
+        WrId(self.0 & !mask | u64::from(queue) << QUEUE_SHIFT & mask)
+    }
+}
+
+/// How a slot is posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Posted {
+    /// For whoever polls: one buffer, and no unsignalled sends before it wait for it.
+    Simple,
+    /// For whoever polls.
+    Polled,
+    /// For an `Operation`.
+    Owned,
+}
+
+impl Posted {
+    #[inline(always)]
+    pub(crate) fn new(owned: bool) -> Posted {
+        if owned { Posted::Owned } else { Posted::Polled }
+    }
+
+    #[inline(always)]
+    fn state(self) -> u64 {
+        match self {
+            Posted::Simple => SIMPLE,
+            Posted::Polled => POLLED,
+            Posted::Owned => SUBMITTED,
+        }
+    }
+}
 
 /// A cell's content, where it has one.
 fn init<T>(cell: *mut MaybeUninit<T>) -> *mut T {
@@ -50,8 +114,8 @@ fn init<T>(cell: *mut MaybeUninit<T>) -> *mut T {
 #[repr(C, align(64))]
 struct Slot<P> {
     payload: UnsafeCell<MaybeUninit<P>>,
-    /// Generation (24 bits) and state (8 bits).
-    word: AtomicU32,
+    /// See [`WrId`].
+    word: AtomicU64,
 }
 
 /// The part of a slot that only operations use.
@@ -63,34 +127,40 @@ struct Cold<R> {
 /// A slot that the poster acquired.
 pub(crate) struct FreeSlot<'a, P> {
     slot: &'a Slot<P>,
-    pub(crate) index: u32,
-    word: u32,
+    word: u64,
 }
 
 impl<P> FreeSlot<'_, P> {
+    #[inline(always)]
+    pub(crate) fn index(&self) -> u32 {
+        WrId(self.word).slot()
+    }
+
     /// The payload, the poster's until `publish`.
     #[inline(always)]
     pub(crate) fn payload(&self) -> *mut P {
         self.slot.payload.with_mut(|cell| cell.cast())
     }
 
-    /// Marks the filled slot as in flight; its generation is the answer. Must come before the verb
-    /// that posts, whose completion may arrive before it returns.
+    /// Marks the filled slot as in flight; the answer names it. Must come before the verb that posts, whose
+    /// completion may arrive before it returns.
     #[inline(always)]
-    pub(crate) fn publish(&self, owned: bool) -> u32 {
+    pub(crate) fn publish(&self, posted: Posted) -> WrId {
+        let word = self.word + posted.state();
         // Release: the payload is written before anyone can claim it.
-        self.slot.word.store(self.word | if owned { SUBMITTED } else { POLLED }, Ordering::Release);
-        self.word >> 8
+        self.slot.word.store(word, Ordering::Release);
+        WrId(word)
     }
 }
 
-/// A slot claimed by `claim_polled`.
-pub(crate) struct PolledSlot<'a, P> {
+/// A slot claimed by `claim_simple`.
+pub(crate) struct SimpleSlot<'a, P> {
     slot: &'a Slot<P>,
-    word: u32,
+    /// The word of the free slot.
+    free: u64,
 }
 
-impl<P> PolledSlot<'_, P> {
+impl<P> SimpleSlot<'_, P> {
     /// The payload, the caller's until `release`.
     #[inline(always)]
     pub(crate) fn payload(&self) -> *mut P {
@@ -101,7 +171,7 @@ impl<P> PolledSlot<'_, P> {
     #[inline(always)]
     pub(crate) fn release(self) {
         // Release: what we did to the slot happens before the poster's use of it.
-        self.slot.word.store((self.word & !STATE_MASK).wrapping_add(1 << 8) | FREE, Ordering::Release);
+        self.slot.word.store(self.free, Ordering::Release);
     }
 }
 
@@ -110,6 +180,8 @@ impl<P> PolledSlot<'_, P> {
 pub(crate) enum Claim {
     /// Posted for whoever polls; the caller takes the payload and releases the slot.
     Polled,
+    /// The same, posted as simple.
+    Simple,
     /// An `Operation` waits for it; the caller calls `finish`.
     Owned {
         /// Its waker is registered.
@@ -127,6 +199,9 @@ pub(crate) enum Claim {
 /// the next.
 pub(crate) struct SlotTable<P, R> {
     slots: Box<[Slot<P>]>,
+    /// From a simple slot's word to that of the next generation, free. From memory, for as a constant it needs a register
+    /// that the poll has not.
+    simple_to_free: u64,
     /// Made with the first operation: queues that are only polled do without.
     cold: OnceLock<Box<[Cold<R>]>>,
 }
@@ -138,12 +213,16 @@ unsafe impl<P: Send, R: Send> Send for SlotTable<P, R> {}
 unsafe impl<P: Send, R: Send> Sync for SlotTable<P, R> {}
 
 impl<P, R> SlotTable<P, R> {
-    /// A table of `depth` free slots.
-    pub(crate) fn new(depth: u32) -> SlotTable<P, R> {
-        let slots = (0..depth)
-            .map(|_| Slot { payload: UnsafeCell::new(MaybeUninit::uninit()), word: AtomicU32::new(1 << 8) })
+    /// A table of `depth` free slots, of the work queue with this index.
+    pub(crate) fn new(queue: u32, depth: u32) -> SlotTable<P, R> {
+        let word = |slot| GENERATION | u64::from(queue) << QUEUE_SHIFT | u64::from(slot) << STATE_BITS | FREE;
+        let slots = (0..depth.min(1 << SLOT_BITS))
+            .map(|slot| Slot {
+                payload: UnsafeCell::new(MaybeUninit::uninit()),
+                word: AtomicU64::new(word(slot)),
+            })
             .collect();
-        SlotTable { slots, cold: OnceLock::new() }
+        SlotTable { slots, simple_to_free: GENERATION - SIMPLE + FREE, cold: OnceLock::new() }
     }
 
     pub(crate) fn depth(&self) -> u32 {
@@ -175,30 +254,30 @@ impl<P, R> SlotTable<P, R> {
         }
     }
 
-    /// A free slot, at `cursor` or, when that is taken, after it; `None` when there is none.
-    ///
-    /// In a queue that completes in order (`fifo`), a slot in flight at the cursor is the oldest, and
-    /// the search ends: whatever else is free will be found once that completed.
-    #[inline]
-    pub(crate) fn acquire(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
+    /// The slot at `cursor`, if it is free.
+    #[inline(always)]
+    pub(crate) fn next(&self, cursor: &mut u32) -> Option<FreeSlot<'_, P>> {
         let index = *cursor;
         let slot = self.slots.get(index as usize)?;
         // Acquire: what the party that released the slot did to it happened before.
         let word = slot.word.load(Ordering::Acquire);
         if word & STATE_MASK != FREE {
-            return self.search(cursor, fifo);
+            return None;
         }
         *cursor = self.after(index);
-        Some(FreeSlot { slot, index, word })
+        Some(FreeSlot { slot, word })
     }
 
-    #[inline]
+    #[inline(always)]
     fn after(&self, index: u32) -> u32 {
         if index as usize + 1 == self.slots.len() { 0 } else { index + 1 }
     }
 
-    #[cold]
-    fn search(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
+    /// A free slot, at `cursor` or, when that is taken, after it; `None` when there is none.
+    ///
+    /// In a queue that completes in order (`fifo`), a slot in flight at the cursor is the oldest, and
+    /// the search ends: whatever else is free will be found once that completed.
+    pub(crate) fn search(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
         let mut index = *cursor;
         for _ in 0..self.slots.len() {
             let slot = &self.slots[index as usize];
@@ -206,18 +285,18 @@ impl<P, R> SlotTable<P, R> {
             match word & STATE_MASK {
                 FREE => {
                     *cursor = self.after(index);
-                    return Some(FreeSlot { slot, index, word });
+                    return Some(FreeSlot { slot, word });
                 }
-                POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
+                SIMPLE | POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
                 _ => index = self.after(index),
             }
         }
         None
     }
 
-    /// Whether `acquire` would find a slot.
+    /// Whether `search` would find a slot.
     pub(crate) fn has_free(&self, cursor: u32, fifo: bool) -> bool {
-        self.acquire(&mut { cursor }, fifo).is_some()
+        self.search(&mut { cursor }, fifo).is_some()
     }
 
     /// The payload's cell.
@@ -232,30 +311,31 @@ impl<P, R> SlotTable<P, R> {
 
     // ---- the poller ----
 
-    /// The payload of the slot that a completion names, if it was posted for whoever polls and is in
-    /// flight: the common case of `claim`, with `exclusive`. The caller gives it up to [`PolledSlot::release`].
+    /// The slot that a completion names, if it was posted as simple and is in flight: the common case of `claim`,
+    /// with `exclusive`. The caller gives it up to [`SimpleSlot::release`].
     #[inline(always)]
-    pub(crate) fn claim_polled(&self, index: u32, generation: u32) -> Option<PolledSlot<'_, P>> {
-        let slot = self.slots.get(index as usize)?;
-        let expected = generation << 8 | POLLED;
+    pub(crate) fn claim_simple(&self, id: WrId) -> Option<SimpleSlot<'_, P>> {
+        let slot = self.slots.get(id.slot() as usize)?;
         // Acquire: see `publish`.
-        if slot.word.load(Ordering::Acquire) != expected {
+        let word = id.0 | SIMPLE;
+        if slot.word.load(Ordering::Acquire) != word {
             return None;
         }
-        Some(PolledSlot { slot, word: expected })
+        Some(SimpleSlot { slot, free: word.wrapping_add(self.simple_to_free) })
     }
 
     /// Claims the slot a completion names. `exclusive` says that only this poller can complete
     /// slots of this table (a queue with one completion queue), which spares an atomic exchange.
     #[inline]
-    pub(crate) fn claim(&self, index: u32, generation: u32, exclusive: bool) -> Claim {
-        let Some(slot) = self.slots.get(index as usize) else { return Claim::Stray };
+    pub(crate) fn claim(&self, id: WrId, exclusive: bool) -> Claim {
+        let Some(slot) = self.slots.get(id.slot() as usize) else { return Claim::Stray };
         // Acquire: see `publish`.
         let word = slot.word.load(Ordering::Acquire);
-        if exclusive && word == (generation << 8 | POLLED) {
+        let tag = id.0 & !STATE_MASK;
+        if exclusive && word == (tag | POLLED) {
             return Claim::Polled;
         }
-        Self::claim_slow(slot, word, generation)
+        Self::claim_slow(slot, word, tag)
     }
 
     /// Completes the slot if its owner has left no waker, as it does when it polls the completion queue itself: `claim` and
@@ -265,24 +345,21 @@ impl<P, R> SlotTable<P, R> {
     ///
     /// Only this poller can complete slots of this table.
     #[inline]
-    pub(crate) unsafe fn complete_submitted(&self, index: u32, generation: u32, result: R) -> Result<(), R> {
-        let Some(slot) = self.slots.get(index as usize) else { return Err(result) };
-        let expected = generation << 8 | SUBMITTED;
+    pub(crate) unsafe fn complete_submitted(&self, id: WrId, result: R) -> Result<(), R> {
+        let Some(slot) = self.slots.get(id.slot() as usize) else { return Err(result) };
+        let tag = id.0 & !STATE_MASK;
         // Acquire: see `publish`.
-        if slot.word.load(Ordering::Acquire) != expected {
+        if slot.word.load(Ordering::Acquire) != tag | SUBMITTED {
             return Err(result);
         }
-        let cold = self.cold(index);
+        let cold = self.cold(id.slot());
         cold.result.with_mut(|cell| {
             // SAFETY: nobody reads the result before COMPLETED, and nobody else can complete the slot (S-3).
             unsafe { (*cell).write(result) };
         });
-        match slot.word.compare_exchange(
-            expected,
-            generation << 8 | COMPLETED,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        ) {
+        let exchanged =
+            slot.word.compare_exchange(tag | SUBMITTED, tag | COMPLETED, Ordering::AcqRel, Ordering::Acquire);
+        match exchanged {
             Ok(_) => Ok(()),
             // The owner left a waker or went away meanwhile.
             Err(_) => Err(cold.result.with_mut(|cell| {
@@ -292,24 +369,20 @@ impl<P, R> SlotTable<P, R> {
         }
     }
 
-    fn claim_slow(slot: &Slot<P>, mut word: u32, generation: u32) -> Claim {
+    fn claim_slow(slot: &Slot<P>, mut word: u64, tag: u64) -> Claim {
         loop {
-            if word >> 8 != generation {
+            if word & !STATE_MASK != tag {
                 return Claim::Stray;
             }
             let (next, claim) = match word & STATE_MASK {
                 POLLED => (CLAIMED, Claim::Polled),
+                SIMPLE => (CLAIMED, Claim::Simple),
                 SUBMITTED => (COMPLETING, Claim::Owned { waiting: false }),
                 WAITING => (COMPLETING, Claim::Owned { waiting: true }),
                 IGNORED => (CLAIMED, Claim::Ignored),
                 _ => return Claim::Stray,
             };
-            match slot.word.compare_exchange(
-                word,
-                generation << 8 | next,
-                Ordering::Acquire,
-                Ordering::Acquire,
-            ) {
+            match slot.word.compare_exchange(word, tag | next, Ordering::Acquire, Ordering::Acquire) {
                 Ok(_) => return claim,
                 Err(now) => word = now,
             }
@@ -317,17 +390,17 @@ impl<P, R> SlotTable<P, R> {
     }
 
     /// Claims whatever is in flight at `index`: the queue was destroyed or reset, the device no
-    /// longer touches it. The generation is the one to `finish` with.
+    /// longer touches it.
     pub(crate) fn claim_any(&self, index: u32) -> Claim {
         let slot = &self.slots[index as usize];
         let word = slot.word.load(Ordering::Acquire);
-        Self::claim_slow(slot, word, word >> 8)
+        Self::claim_slow(slot, word, word & !STATE_MASK)
     }
 
     /// Whether the slot is in flight: posted, and its completion not yet seen.
     pub(crate) fn is_in_flight(&self, index: u32) -> bool {
         let word = self.slots[index as usize].word.load(Ordering::Acquire);
-        matches!(word & STATE_MASK, POLLED | SUBMITTED | WAITING | IGNORED)
+        matches!(word & STATE_MASK, SIMPLE | POLLED | SUBMITTED | WAITING | IGNORED)
     }
 
     /// Stores the result of an `Owned` claim and gives the waker to call, if there is one. `Err`
@@ -350,14 +423,14 @@ impl<P, R> SlotTable<P, R> {
             // SAFETY: the claimer owns the result until COMPLETED (S-3).
             unsafe { (*cell).write(result) };
         });
-        let generation = slot.word.load(Ordering::Relaxed) >> 8;
-        let from = generation << 8 | COMPLETING;
-        match slot.word.compare_exchange(
-            from,
-            generation << 8 | COMPLETED,
+        let tag = slot.word.load(Ordering::Relaxed) & !STATE_MASK;
+        let exchanged = slot.word.compare_exchange(
+            tag | COMPLETING,
+            tag | COMPLETED,
             Ordering::AcqRel,
             Ordering::Acquire,
-        ) {
+        );
+        match exchanged {
             Ok(_) => Ok(waker),
             // ABANDONED while we completed it: the owner left the slot to us.
             Err(_) => Err(cold.result.with_mut(|cell| {
@@ -375,7 +448,7 @@ impl<P, R> SlotTable<P, R> {
     #[inline]
     pub(crate) unsafe fn release(&self, index: u32) {
         let word = &self.slots[index as usize].word;
-        let next = (word.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(1 << 8) | FREE;
+        let next = (word.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(GENERATION) | FREE;
         // Release: what we did to the slot happens before the poster's use of it.
         word.store(next, Ordering::Release);
     }
@@ -390,7 +463,7 @@ impl<P, R> SlotTable<P, R> {
     pub(crate) unsafe fn poll(&self, index: u32, cx: &mut Context<'_>) -> Poll<()> {
         let slot = &self.slots[index as usize];
         let word = slot.word.load(Ordering::Acquire);
-        let generation = word & !STATE_MASK;
+        let tag = word & !STATE_MASK;
         let cold = self.cold(index);
         match word & STATE_MASK {
             COMPLETED => return Poll::Ready(()),
@@ -398,7 +471,7 @@ impl<P, R> SlotTable<P, R> {
                 // Take the waker cell back; failing means that the poller has it now.
                 if slot
                     .word
-                    .compare_exchange(word, generation | SUBMITTED, Ordering::Acquire, Ordering::Acquire)
+                    .compare_exchange(word, tag | SUBMITTED, Ordering::Acquire, Ordering::Acquire)
                     .is_err()
                 {
                     return self.completing(index, cx);
@@ -418,12 +491,7 @@ impl<P, R> SlotTable<P, R> {
         // Release: the waker is written before the poller can take it.
         if slot
             .word
-            .compare_exchange(
-                generation | SUBMITTED,
-                generation | WAITING,
-                Ordering::Release,
-                Ordering::Acquire,
-            )
+            .compare_exchange(tag | SUBMITTED, tag | WAITING, Ordering::Release, Ordering::Acquire)
             .is_ok()
         {
             return Poll::Pending;
@@ -488,13 +556,13 @@ impl<P, R> SlotTable<P, R> {
         let slot = &self.slots[index as usize];
         let mut word = slot.word.load(Ordering::Acquire);
         loop {
-            let generation = word & !STATE_MASK;
+            let tag = word & !STATE_MASK;
             match word & STATE_MASK {
                 COMPLETED => return false,
                 WAITING => {
                     match slot.word.compare_exchange(
                         word,
-                        generation | SUBMITTED,
+                        tag | SUBMITTED,
                         Ordering::Acquire,
                         Ordering::Acquire,
                     ) {
@@ -503,7 +571,7 @@ impl<P, R> SlotTable<P, R> {
                                 // SAFETY: SUBMITTED gives the owner the cell; WAITING left a waker in it.
                                 unsafe { init(cell).drop_in_place() };
                             });
-                            word = generation | SUBMITTED;
+                            word = tag | SUBMITTED;
                         }
                         Err(now) => word = now,
                     }
@@ -512,12 +580,7 @@ impl<P, R> SlotTable<P, R> {
                 // same slot, possible on a shared queue, must not claim it: hence another state.
                 state => {
                     let next = if state == COMPLETING { ABANDONED } else { IGNORED };
-                    match slot.word.compare_exchange(
-                        word,
-                        generation | next,
-                        Ordering::AcqRel,
-                        Ordering::Acquire,
-                    ) {
+                    match slot.word.compare_exchange(word, tag | next, Ordering::AcqRel, Ordering::Acquire) {
                         Ok(_) => return true,
                         Err(now) => word = now,
                     }

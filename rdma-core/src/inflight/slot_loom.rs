@@ -10,7 +10,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Notify;
 use loom::thread;
 
-use super::slot::{Claim, SlotTable};
+use super::slot::{Claim, Posted, SlotTable, WrId};
 
 /// What only one party may touch at a time.
 struct Watched(UnsafeCell<u32>);
@@ -47,16 +47,18 @@ fn bell() -> (Arc<Bell>, Waker) {
     (Arc::clone(&bell), Waker::from(bell))
 }
 
-/// Posts to the only slot; gives its generation, or `None` when it is not free.
-fn post(table: &Table, owned: bool, value: u32) -> Option<u32> {
+/// Posts to the only slot; gives its name, or `None` when it is not free.
+fn post(table: &Table, owned: bool, value: u32) -> Option<WrId> {
+    // What is not owned is simple, so that both ways to claim it are modelled.
+    let posted = if owned { Posted::Owned } else { Posted::Simple };
     if owned {
         table.prepare_owned();
     }
     let mut cursor = 0;
-    let free = table.acquire(&mut cursor, false)?;
+    let free = table.search(&mut cursor, false)?;
     // SAFETY: the poster owns the payload of an acquired slot.
     unsafe { free.payload().write(Watched::new(value)) };
-    Some(free.publish(owned))
+    Some(free.publish(posted))
 }
 
 /// Takes the payload of a claimed or completed slot and releases it.
@@ -72,14 +74,20 @@ fn take(table: &Table) -> u32 {
 }
 
 /// A completion comes: 1 when the payload was this poller's to take.
-fn complete(table: &Table, generation: u32, exclusive: bool) -> u32 {
+fn complete(table: &Table, id: WrId, exclusive: bool) -> u32 {
+    if exclusive && let Some(slot) = table.claim_simple(id) {
+        // SAFETY: written by `post`, taken once.
+        unsafe { slot.payload().read() }.touch();
+        slot.release();
+        return 1;
+    }
     // SAFETY: the only completion there is, where the model says so.
-    if exclusive && unsafe { table.complete_submitted(0, generation, Watched::new(7)) }.is_ok() {
+    if exclusive && unsafe { table.complete_submitted(id, Watched::new(7)) }.is_ok() {
         return 0;
     }
-    match table.claim(0, generation, exclusive) {
+    match table.claim(id, exclusive) {
         Claim::Stray => 0,
-        Claim::Polled | Claim::Ignored => {
+        Claim::Polled | Claim::Simple | Claim::Ignored => {
             take(table);
             1
         }
@@ -114,11 +122,11 @@ fn finish(table: &Table) {
 #[test]
 fn loom_an_owner_waits() {
     loom::model(|| {
-        let table = loom::sync::Arc::new(Table::new(1));
-        let generation = post(&table, true, 1).unwrap();
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post(&table, true, 1).unwrap();
         let poller = {
             let table = table.clone();
-            thread::spawn(move || assert_eq!(complete(&table, generation, true), 0))
+            thread::spawn(move || assert_eq!(complete(&table, id, true), 0))
         };
         loop {
             let (bell, waker) = bell();
@@ -140,14 +148,14 @@ fn loom_an_owner_waits() {
 #[test]
 fn loom_an_owner_changes_its_waker() {
     loom::model(|| {
-        let table = loom::sync::Arc::new(Table::new(1));
-        let generation = post(&table, true, 1).unwrap();
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post(&table, true, 1).unwrap();
         let (_, first) = bell();
         // SAFETY: the owner.
         assert!(unsafe { table.poll(0, &mut Context::from_waker(&first)) }.is_pending());
         let poller = {
             let table = table.clone();
-            thread::spawn(move || assert_eq!(complete(&table, generation, true), 0))
+            thread::spawn(move || assert_eq!(complete(&table, id, true), 0))
         };
         loop {
             let (bell, waker) = bell();
@@ -169,8 +177,8 @@ fn loom_an_owner_changes_its_waker() {
 fn loom_an_owner_goes_away() {
     for waits in [false, true] {
         loom::model(move || {
-            let table = loom::sync::Arc::new(Table::new(1));
-            let generation = post(&table, true, 1).unwrap();
+            let table = loom::sync::Arc::new(Table::new(0, 1));
+            let id = post(&table, true, 1).unwrap();
             if waits {
                 let (_, waker) = bell();
                 // SAFETY: the owner.
@@ -178,7 +186,7 @@ fn loom_an_owner_goes_away() {
             }
             let poller = {
                 let table = table.clone();
-                thread::spawn(move || complete(&table, generation, true))
+                thread::spawn(move || complete(&table, id, true))
             };
             // SAFETY: the owner, who does not use the slot again when told true.
             let mine = if unsafe { table.ignore(0) } {
@@ -196,12 +204,12 @@ fn loom_an_owner_goes_away() {
 #[test]
 fn loom_two_completions_and_an_owner_that_goes_away() {
     loom::model(|| {
-        let table = loom::sync::Arc::new(Table::new(1));
-        let generation = post(&table, true, 1).unwrap();
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post(&table, true, 1).unwrap();
         let pollers: Vec<_> = (0..2)
             .map(|_| {
                 let table = table.clone();
-                thread::spawn(move || complete(&table, generation, false))
+                thread::spawn(move || complete(&table, id, false))
             })
             .collect();
         // SAFETY: the owner, who does not use the slot again when told true.
@@ -221,19 +229,19 @@ fn loom_two_completions_and_an_owner_that_goes_away() {
 #[test]
 fn loom_two_completions_and_the_next_post() {
     loom::model(|| {
-        let table = loom::sync::Arc::new(Table::new(1));
-        let generation = post(&table, false, 1).unwrap();
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post(&table, false, 1).unwrap();
         let pollers: Vec<_> = (0..2)
             .map(|_| {
                 let table = table.clone();
-                thread::spawn(move || complete(&table, generation, false))
+                thread::spawn(move || complete(&table, id, false))
             })
             .collect();
         let next = post(&table, false, 10);
         let taken: u32 = pollers.into_iter().map(|poller| poller.join().unwrap()).sum();
         assert_eq!(taken, 1);
         if let Some(next) = next {
-            assert_ne!(next, generation);
+            assert_ne!(next.0, id.0);
             assert_eq!(complete(&table, next, false), 1);
         }
     });
@@ -243,17 +251,17 @@ fn loom_two_completions_and_the_next_post() {
 #[test]
 fn loom_poster_and_poller() {
     loom::model(|| {
-        let table = loom::sync::Arc::new(Table::new(1));
-        let generation = post(&table, false, 1).unwrap();
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post(&table, false, 1).unwrap();
         let poller = {
             let table = table.clone();
             thread::spawn(move || {
-                let slot = table.claim_polled(0, generation).unwrap();
+                let slot = table.claim_simple(id).unwrap();
                 // SAFETY: claimed, taken once.
                 let payload = unsafe { slot.payload().read() };
                 assert_eq!(payload.touch(), 2);
                 slot.release();
-                assert!(table.claim_polled(0, generation).is_none());
+                assert!(table.claim_simple(id).is_none());
             })
         };
         let next = post(&table, false, 10);

@@ -6,53 +6,13 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 use super::queue::WorkQueue;
-use super::slot::GENERATION_BITS;
+use super::slot::{QUEUE_BITS, SLOT_BITS, WrId};
 use crate::cq::CqInner;
-
-/// Bits of a queue's index in a `wr_id`.
-const QUEUE_BITS: u32 = 20;
-/// Bits of a slot's index in a `wr_id`.
-const SLOT_BITS: u32 = 20;
-const _: () = assert!(QUEUE_BITS + SLOT_BITS + GENERATION_BITS == 64);
 
 /// The most work queues of a context.
 pub(crate) const MAX_QUEUES: u32 = 1 << QUEUE_BITS;
 /// The deepest work queue.
-pub(crate) const MAX_DEPTH: u32 = 1 << 18;
-
-/// A `wr_id`: queue, slot, generation.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WrId(pub(crate) u64);
-
-impl WrId {
-    #[inline]
-    pub(crate) fn new(base: u64, slot: u32, generation: u32) -> WrId {
-        WrId(base | u64::from(slot) << GENERATION_BITS | u64::from(generation))
-    }
-
-    /// The part that names the queue.
-    pub(crate) fn base(queue: u32) -> u64 {
-        u64::from(queue) << (SLOT_BITS + GENERATION_BITS)
-    }
-
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "20 bits remain")]
-    fn queue(self) -> usize {
-        (self.0 >> (SLOT_BITS + GENERATION_BITS)) as usize
-    }
-
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "masked to 20 bits")]
-    pub(crate) fn slot(self) -> u32 {
-        (self.0 >> GENERATION_BITS) as u32 & ((1 << SLOT_BITS) - 1)
-    }
-
-    #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
-    pub(crate) fn generation(self) -> u32 {
-        self.0 as u32 & ((1 << GENERATION_BITS) - 1)
-    }
-}
+pub(crate) const MAX_DEPTH: u32 = 1 << SLOT_BITS;
 
 /// The work queues of a context by index, and its completion queues.
 ///
@@ -62,7 +22,7 @@ impl WrId {
 #[derive(Debug)]
 pub(crate) struct QueueTable {
     /// `MAX_QUEUES` entries, 8 MiB of address space that the kernel backs page by page as used.
-    entries: Box<[AtomicPtr<WorkQueue>; MAX_QUEUES as usize]>,
+    entries: Box<Entries>,
     indices: Mutex<Indices>,
     cqs: Mutex<Vec<Weak<CqInner>>>,
 }
@@ -87,6 +47,20 @@ impl Drop for QueueIndex {
     }
 }
 
+/// A queue for every number.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Entries([AtomicPtr<WorkQueue>; MAX_QUEUES as usize]);
+
+impl Entries {
+    /// The queue that a `wr_id` names, or null.
+    #[inline(always)]
+    pub(crate) fn find(&self, id: WrId) -> *const WorkQueue {
+        // Acquire: see `insert`. There is an entry for every number that fits.
+        self.0[id.queue()].load(Ordering::Acquire)
+    }
+}
+
 impl QueueTable {
     pub(crate) fn new() -> QueueTable {
         let layout = std::alloc::Layout::array::<AtomicPtr<WorkQueue>>(MAX_QUEUES as usize);
@@ -97,7 +71,7 @@ impl QueueTable {
             std::alloc::handle_alloc_error(layout);
         }
         // SAFETY: allocated with the layout of this array; null pointers are all zeroes.
-        let entries = unsafe { Box::from_raw(ptr.cast::<[AtomicPtr<WorkQueue>; MAX_QUEUES as usize]>()) };
+        let entries = unsafe { Box::from_raw(ptr.cast::<Entries>()) };
         QueueTable { entries, indices: Mutex::default(), cqs: Mutex::default() }
     }
 
@@ -118,19 +92,18 @@ impl QueueTable {
 
     pub(crate) fn insert(&self, queue: &Arc<WorkQueue>) {
         // Release: the queue is built before a poller can find it.
-        self.entries[queue.index() as usize].store(Arc::as_ptr(queue).cast_mut(), Ordering::Release);
+        self.entries.0[queue.index() as usize].store(Arc::as_ptr(queue).cast_mut(), Ordering::Release);
     }
 
     /// Takes a queue out. Afterwards, `synchronize` before it is freed.
     pub(crate) fn remove(&self, queue: &WorkQueue) {
-        self.entries[queue.index() as usize].store(std::ptr::null_mut(), Ordering::Release);
+        self.entries.0[queue.index() as usize].store(std::ptr::null_mut(), Ordering::Release);
     }
 
-    /// The queue that a `wr_id` names, or null.
+    /// The entries, to look at several.
     #[inline]
-    pub(crate) fn find(&self, id: WrId) -> *const WorkQueue {
-        // Acquire: see `insert`. A `wr_id` has 20 bits of queue, the table that many entries.
-        self.entries[id.queue() & (MAX_QUEUES as usize - 1)].load(Ordering::Acquire)
+    pub(crate) fn entries(&self) -> &Entries {
+        &self.entries
     }
 
     pub(crate) fn add_cq(&self, cq: &Arc<CqInner>) {

@@ -10,20 +10,33 @@ use verbs_sys::ibv_sge;
 
 use super::region::{RegionInner, RegionRef};
 
-/// A range of a region that someone owns.
+/// A range of a region that someone owns. It stays where it is while the buffer moves: through posts, slots and
+/// completions goes one pointer.
 struct Segment {
-    region: Arc<RegionInner>,
+    /// As the verbs take it: the address, the bytes that show (a post sends or offers them), the region's key.
+    sge: ibv_sge,
+    /// The address again, with leave to use it.
     ptr: NonNull<u8>,
-    /// Bytes that a post sends or offers.
-    len: u32,
-    /// Bytes owned, of which the first `len` show.
+    region: Arc<RegionInner>,
+    /// Bytes owned, of which the first `sge.length` show.
     capacity: u32,
+}
+
+impl Segment {
+    fn boxed(region: Arc<RegionInner>, ptr: NonNull<u8>, len: u32, capacity: u32) -> Box<Segment> {
+        let sge = ibv_sge { addr: ptr.addr().get() as u64, length: len, lkey: region.lkey };
+        Box::new(Segment { sge, ptr, region, capacity })
+    }
 }
 
 // SAFETY: the range is owned (S-2); the region is Send and Sync.
 unsafe impl Send for Segment {}
 // SAFETY: `&Segment` reads nothing but plain fields.
 unsafe impl Sync for Segment {}
+
+/// A buffer that was given up: without a `Drop`, for the way into a slot.
+#[derive(Clone, Copy)]
+pub(crate) struct RawBuffer(*mut Segment);
 
 /// An exclusively owned range of registered memory.
 ///
@@ -39,7 +52,7 @@ unsafe impl Sync for Segment {}
 /// # Ok(()) }
 /// ```
 pub struct Buffer {
-    segment: ManuallyDrop<Segment>,
+    segment: ManuallyDrop<Box<Segment>>,
 }
 
 impl Buffer {
@@ -49,21 +62,37 @@ impl Buffer {
     /// the region is not shared.
     #[inline]
     pub(crate) unsafe fn new(region: Arc<RegionInner>, ptr: NonNull<u8>, len: u32) -> Buffer {
-        Buffer { segment: ManuallyDrop::new(Segment { region, ptr, len, capacity: len }) }
+        Buffer::of(Segment::boxed(region, ptr, len, len))
+    }
+
+    #[inline]
+    fn of(segment: Box<Segment>) -> Buffer {
+        Buffer { segment: ManuallyDrop::new(segment) }
+    }
+
+    /// Gives the buffer up, to be had back with `from_raw`.
+    #[inline(always)]
+    pub(crate) fn into_raw(self) -> RawBuffer {
+        RawBuffer(Box::into_raw(self.into_segment()))
+    }
+
+    /// # Safety
+    ///
+    /// Of `into_raw`, and made a buffer again once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(raw: RawBuffer) -> Buffer {
+        // SAFETY: the caller's promise.
+        Buffer::of(unsafe { Box::from_raw(raw.0) })
     }
 
     /// Where the device finds it: address, length that shows, key.
     #[inline]
     pub(crate) fn sge(&self) -> ibv_sge {
-        ibv_sge {
-            addr: self.segment.ptr.addr().get() as u64,
-            length: self.segment.len,
-            lkey: self.segment.region.lkey,
-        }
+        self.segment.sge
     }
 
     #[inline]
-    fn into_segment(self) -> Segment {
+    fn into_segment(self) -> Box<Segment> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped, so the segment is taken once.
         unsafe { ManuallyDrop::take(&mut this.segment) }
@@ -79,14 +108,14 @@ impl Buffer {
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        self.segment.len as usize
+        self.segment.sge.length as usize
     }
 
     /// Whether no bytes show.
     #[must_use]
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.segment.len == 0
+        self.segment.sge.length == 0
     }
 
     /// Shows only the first `len` bytes; no effect when fewer show. The rest stays owned, see
@@ -94,7 +123,7 @@ impl Buffer {
     #[inline]
     pub fn truncate(&mut self, len: usize) {
         if let Ok(len) = u32::try_from(len) {
-            self.segment.len = self.segment.len.min(len);
+            self.segment.sge.length = self.segment.sge.length.min(len);
         }
     }
 
@@ -107,7 +136,7 @@ impl Buffer {
     #[inline]
     pub fn set_len(&mut self, len: usize) {
         match u32::try_from(len) {
-            Ok(len) if len <= self.segment.capacity => self.segment.len = len,
+            Ok(len) if len <= self.segment.capacity => self.segment.sge.length = len,
             _ => panic!("{len} bytes of a buffer of {}", self.segment.capacity),
         }
     }
@@ -134,12 +163,12 @@ impl Buffer {
     pub fn split_at(self, at: usize) -> Result<(Buffer, Buffer), Buffer> {
         let within = u32::try_from(at).ok().filter(|&at| at <= self.segment.capacity);
         let Some(at) = within.filter(|_| self.segment.region.home.is_none()) else { return Err(self) };
-        let Segment { region, ptr, len, capacity } = self.into_segment();
+        let Segment { sge, ptr, region, capacity } = *self.into_segment();
         // SAFETY: `at` is within the owned range.
         let tail = unsafe { ptr.add(at as usize) };
-        let head = Segment { region: Arc::clone(&region), ptr, len: len.min(at), capacity: at };
-        let tail = Segment { region, ptr: tail, len: len.saturating_sub(at), capacity: capacity - at };
-        Ok((Buffer { segment: ManuallyDrop::new(head) }, Buffer { segment: ManuallyDrop::new(tail) }))
+        let head = Segment::boxed(Arc::clone(&region), ptr, sge.length.min(at), at);
+        let tail = Segment::boxed(region, tail, sge.length.saturating_sub(at), capacity - at);
+        Ok((Buffer::of(head), Buffer::of(tail)))
     }
 
     /// Joins with the buffer that follows in memory. The result shows both when the first showed all
@@ -158,11 +187,11 @@ impl Buffer {
             return Err((self, next));
         }
         let (mut first, second) = (self.into_segment(), next.into_segment());
-        if first.len == first.capacity {
-            first.len += second.len;
+        if first.sge.length == first.capacity {
+            first.sge.length += second.sge.length;
         }
         first.capacity += second.capacity;
-        Ok(Buffer { segment: ManuallyDrop::new(first) })
+        Ok(Buffer::of(first))
     }
 }
 
@@ -173,7 +202,7 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         // SAFETY: the range is initialised and exclusively ours while we hold the buffer: a posted
         // one is in a slot, and no peer may reach its region (S-2).
-        unsafe { std::slice::from_raw_parts(self.segment.ptr.as_ptr(), self.segment.len as usize) }
+        unsafe { std::slice::from_raw_parts(self.segment.ptr.as_ptr(), self.segment.sge.length as usize) }
     }
 }
 
@@ -181,7 +210,7 @@ impl DerefMut for Buffer {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.segment.ptr.as_ptr(), self.segment.len as usize) }
+        unsafe { std::slice::from_raw_parts_mut(self.segment.ptr.as_ptr(), self.segment.sge.length as usize) }
     }
 }
 
@@ -192,7 +221,8 @@ impl AsRef<[u8]> for Buffer {
 }
 
 impl Drop for Buffer {
-    #[inline]
+    // A call wherever a buffer might be dropped, instead of all this.
+    #[inline(never)]
     fn drop(&mut self) {
         // SAFETY: dropped once, here; the field is not used again.
         let segment = unsafe { ManuallyDrop::take(&mut self.segment) };
@@ -206,7 +236,7 @@ impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
             .field("addr", &self.segment.ptr)
-            .field("len", &self.segment.len)
+            .field("len", &self.segment.sge.length)
             .field("capacity", &self.segment.capacity)
             .finish_non_exhaustive()
     }
@@ -224,7 +254,7 @@ pub trait BufferHome: Send + Sync {
 
 /// A buffer at rest in its [home](BufferHome): no access, and dropping it does not call the home.
 pub struct IdleBuffer {
-    segment: Segment,
+    segment: Box<Segment>,
 }
 
 impl IdleBuffer {
@@ -236,8 +266,8 @@ impl IdleBuffer {
     #[must_use]
     #[inline]
     pub fn into_buffer(mut self) -> Buffer {
-        self.segment.len = self.segment.capacity;
-        Buffer { segment: ManuallyDrop::new(self.segment) }
+        self.segment.sge.length = self.segment.capacity;
+        Buffer::of(self.segment)
     }
 
     /// The address range, to match memory that is no `Buffer` any more (`Bytes`) to its pool.

@@ -15,6 +15,7 @@ mod remote;
 mod shared;
 
 pub use access::{RegionFlags, RemoteAccess};
+pub(crate) use buffer::RawBuffer;
 pub use buffer::{Buffer, BufferHome, IdleBuffer};
 pub use memory::{HUGE_PAGE, Memory};
 pub(crate) use region::RegionInner;

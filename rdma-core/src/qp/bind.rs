@@ -8,7 +8,7 @@ use super::state::{CanSend, State};
 use super::transport::{Connected, Transport};
 use crate::Error;
 use crate::cq::Opcode;
-use crate::inflight::{Meta, Operation, QueueRef};
+use crate::inflight::{Meta, Operation, Posted, QueueRef};
 use crate::mr::{RemoteAccess, RemoteSlice, SharedSlice};
 use crate::mw::{Binding, MemoryWindow, WindowType};
 
@@ -56,12 +56,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         queue.slots.prepare_owned();
         let mut guard = queue.lock_post();
         let post = &mut *guard;
-        let cursor = post.cursor;
-        let Some(free) = queue.acquire(post) else { return Err(full) };
-        if !inner.send_cq.take_credits(1) {
-            post.cursor = cursor;
-            return Err(full);
-        }
+        let Some(free) = queue.acquire_paid(post) else { return Err(full) };
         // SAFETY: the poster owns the payload; a bind has no list.
         unsafe {
             fill(
@@ -69,9 +64,9 @@ impl<T: Transport, S: State> QueuePair<T, S> {
                 Meta { id: 0, keep: Some(binding.keep()), seq: post.seq, held: 0, opcode: Opcode::Bind },
             )
         };
-        let generation = free.publish(true);
+        let id = free.publish(Posted::Owned);
         let mut bind = ibv_mw_bind {
-            wr_id: queue.wr_id(free.index, generation),
+            wr_id: id.0,
             send_flags: ibv_send_flags::IBV_SEND_SIGNALED.0,
             bind_info: binding.info(),
         };
@@ -80,9 +75,9 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         // the completion (S-2).
         let code = unsafe { verbs_sys::inline::ibv_bind_mw(inner.ptr.as_ptr(), mw, &raw mut bind) };
         if code != 0 {
-            inner.send_cq.return_credits(1);
-            post.cursor = free.index;
-            drop(queue.retract(free.index, true));
+            queue.return_credits(1);
+            post.cursor = id.slot();
+            drop(queue.retract(id.slot(), true));
             return Err(Error::verb("ibv_bind_mw", crate::error::from_return(code)));
         }
         post.seq = post.seq.wrapping_add(1);
@@ -91,7 +86,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         drop(guard);
         binding.note(rkey);
         // SAFETY: just published as owned in this queue.
-        let operation = unsafe { Operation::new(QueueRef(&inner.sq), free.index) };
+        let operation = unsafe { Operation::new(QueueRef(&inner.sq), id.slot()) };
         Ok((operation, RemoteSlice { rkey, ..slice.remote() }))
     }
 }

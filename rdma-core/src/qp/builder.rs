@@ -110,7 +110,7 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         let sq_index = context.queues.reserve().ok_or_else(too_many)?;
         let rq_index = context.queues.reserve().ok_or_else(too_many)?;
         let reserved = srq.as_ref().map_or(0, |srq| srq.queue.depth());
-        if reserved > 0 && !recv_cq.take_credits(reserved) {
+        if reserved > 0 && !recv_cq.reserve_credits(reserved) {
             return Err(Error::InUse {
                 what: "too many credits of the receive completion queue: it must have room for the shared receive queue's depth",
             });
@@ -149,12 +149,14 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         let health = Arc::new(Health::default());
         let queue = |index, kind, depth, sge| WorkQueue::new(index, kind, depth, sge, Arc::clone(&health));
         let sq = queue(sq_index, Kind::Send(Arc::clone(send_cq)), capacity.max_send, capacity.max_send_sge);
+        sq.prepay();
         context.queues.insert(&sq);
         let rq = match &srq {
             Some(srq) => Arc::clone(&srq.queue),
             None => {
                 let kind = Kind::Recv(Arc::clone(recv_cq));
                 let rq = queue(rq_index, kind, capacity.max_recv, capacity.max_recv_sge);
+                rq.prepay();
                 context.queues.insert(&rq);
                 rq
             }

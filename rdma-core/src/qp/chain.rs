@@ -7,8 +7,7 @@ use super::post::{SIGNALED, fill, raw_send, take_back};
 use super::refusal::{PostErrorKind, refused};
 use super::request::{Data, Payload, WorkRequest};
 use super::transport::Transport;
-use crate::cq::CqInner;
-use crate::inflight::{Meta, PostState};
+use crate::inflight::{Meta, PostState, Posted, WorkQueue};
 
 /// A link of a chain that is being built, and what to undo if it is not posted.
 #[derive(Debug, Clone, Copy)]
@@ -27,17 +26,17 @@ pub(crate) struct Link {
 ///
 /// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
 /// run: so a run can always be ended, however full the completion queue is of others' work.
-fn credit(cq: &CqInner, post: &mut PostState, depth: u32, flags: &mut u32) -> Option<u32> {
-    if *flags & SIGNALED == 0 && (post.unsignaled + 1) * 2 <= depth {
+fn credit(queue: &WorkQueue, post: &mut PostState, flags: &mut u32) -> Option<u32> {
+    if *flags & SIGNALED == 0 && (post.unsignaled + 1) * 2 <= queue.depth() {
         let credits = if post.reserved { 1 } else { 2 };
-        if cq.take_credits(credits) {
+        if queue.take_credits(credits) {
             post.reserved = true;
             post.unsignaled += 1;
             return Some(credits);
         }
     }
     *flags |= SIGNALED;
-    if !post.reserved && !cq.take_credits(1) {
+    if !post.reserved && !queue.take_credits(1) {
         return None;
     }
     post.unsignaled = 0;
@@ -127,7 +126,7 @@ impl QpInner {
         let cursor = post.cursor;
         let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
         let before = (post.unsignaled, post.reserved);
-        let Some(credits) = credit(&self.send_cq, post, queue.depth(), &mut flags) else {
+        let Some(credits) = credit(queue, post, &mut flags) else {
             post.cursor = cursor;
             return Err(PostErrorKind::QueueFull);
         };
@@ -142,18 +141,18 @@ impl QpInner {
         // SAFETY: a place inside the payload.
         let first = unsafe { &raw mut (*payload).first };
         // SAFETY: the poster, and `list` checked the length.
-        let held = unsafe { Payload { data }.hold(queue, free.index, first.cast()) };
+        let held = unsafe { Payload { data }.hold(queue, free.index(), first.cast()) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
         unsafe { fill(payload, Meta { id: request.id, keep: request.action.keep(), seq, held, opcode }) };
-        let generation = free.publish(owned);
+        let id = free.publish(Posted::new(owned));
         if unsignaled {
-            queue.push_unsignaled(free.index, generation, seq);
+            queue.push_unsignaled(id, seq);
         }
-        wr.wr_id = queue.wr_id(free.index, generation);
+        wr.wr_id = id.0;
         wr.num_sge = i32::try_from(post.sges.len() - sges).unwrap_or(i32::MAX);
         wr.send_flags = flags;
         post.chain.push(wr);
-        post.links.push(Link { slot: free.index, sges, unsignaled, credits, before });
+        post.links.push(Link { slot: id.slot(), sges, unsignaled, credits, before });
         Ok(())
     }
 
@@ -163,7 +162,7 @@ impl QpInner {
         if link.unsignaled {
             self.sq.pop_unsignaled();
         }
-        self.send_cq.return_credits(link.credits);
+        self.sq.return_credits(link.credits);
         (post.unsignaled, post.reserved) = link.before;
         let taken = take_back(&self.sq, post, link.slot, owned);
         if !matches!(payload.data, Data::Inline(_)) {

@@ -1,5 +1,6 @@
 //! Posting one work request.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use verbs_sys::{
@@ -14,7 +15,7 @@ use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::Opcode;
 use crate::inflight::{Held, HeldList, Keep, Meta, PostState, SlotPayload, WorkQueue};
-use crate::mr::{Buffer, RemoteSlice};
+use crate::mr::{Buffer, RawBuffer, RemoteSlice};
 
 /// A scatter/gather list as the verb takes it.
 pub(super) struct List {
@@ -259,76 +260,62 @@ impl QpInner {
             return self.post_any_send(request, owned);
         }
         let (id, flags, buffer) = request.into_plain_send();
-        let mut buffer = Some(buffer);
-        match self.post_buffer(id, flags, &mut buffer, owned) {
-            Ok(slot) => Ok(slot),
-            Err(refusal) => {
-                let payload =
-                    Payload { data: buffer.map_or(Data::None, |buffer| Data::One(Held::Buffer(buffer))) };
-                Err(PostError {
-                    kind: refusal.kind("ibv_post_send"),
-                    request: WorkRequest::plain_send(id, flags, payload),
-                })
+        let raw = buffer.into_raw();
+        let posted = if owned {
+            self.sq.slots.prepare_owned();
+            // SAFETY: a buffer given up.
+            unsafe { self.post_buffer::<true>(id, flags, raw) }
+        } else {
+            // SAFETY: a buffer given up.
+            unsafe { self.post_buffer::<false>(id, flags, raw) }
+        };
+        posted.or_else(|refusal| {
+            // SAFETY: refused, so it is the caller's again, unless the refusal says otherwise.
+            let request = WorkRequest::plain_send(id, flags, unsafe { refusal.payload(raw) });
+            match refusal {
+                Refusal::Busy => self.post_any_send(request, owned),
+                refusal => Err(PostError { kind: refusal.kind("ibv_post_send"), request }),
             }
-        }
+        })
     }
 
-    /// Posts a signalled SEND of one buffer, which it takes when that succeeds. Not inlined: it needs all registers.
-    #[inline(never)]
-    fn post_buffer(
+    /// Posts a signalled SEND of one buffer. Not inlined: it needs all registers.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is of `Buffer::into_raw`, and is taken when that succeeds, or is refused as `Lost`.
+    #[inline(always)]
+    unsafe fn post_buffer<const OWNED: bool>(
         &self,
         id: u64,
         flags: u32,
-        buffer: &mut Option<Buffer>,
-        owned: bool,
+        buffer: RawBuffer,
     ) -> Result<u32, Refusal> {
         let queue = &*self.sq;
-        if owned {
-            queue.slots.prepare_owned();
-        }
         // Order of slots is order of posting, so the lock is held over the verb.
         let mut guard = queue.lock_post();
         let post = &mut *guard;
-        let cursor = post.cursor;
-        let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
-        let reserved = post.reserved;
-        if reserved {
-            post.reserved = false;
-        } else if !self.send_cq.take_credits(1) {
-            post.cursor = cursor;
-            return Err(Refusal::Full);
+        if post.unsignaled != 0 {
+            // It ends a run, whose sends complete with it.
+            return Err(Refusal::Busy);
         }
-        let Some(taken) = buffer.take() else { return Err(Refusal::Full) };
-        post.sge = taken.sge();
-        let payload = free.payload();
-        // SAFETY: a place inside the payload.
-        let first = unsafe { &raw mut (*payload).first };
-        // SAFETY: the poster owns the payload until `publish`.
-        unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
-        // SAFETY: the poster; what was there was taken out before the slot was released.
-        unsafe { fill(payload, Meta { id, keep: None, seq: post.seq, held: 1, opcode: Opcode::Send }) };
-        let generation = free.publish(owned);
-        post.send.wr_id = queue.wr_id(free.index, generation);
+        let Some(free) = queue.acquire_paid(post) else { return Err(Refusal::Full) };
+        // SAFETY: the caller gives it.
+        let buffer = unsafe { Buffer::from_raw(buffer) };
+        // SAFETY: the poster, and it acquired the slot.
+        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Send, buffer) };
+        post.send.wr_id = wr_id.0;
         post.send.sg_list = &raw mut post.sge;
-        post.send.num_sge = 1;
-        post.send.opcode = Op::IBV_WR_SEND;
         post.send.send_flags = flags;
-        let mut bad = std::ptr::null_mut();
+        let mut bad = MaybeUninit::uninit();
         // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they
         // name is held by the slot until the completion (S-2).
-        let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut post.send, &raw mut bad) };
+        let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut post.send, bad.as_mut_ptr()) };
         if code != 0 {
-            if reserved {
-                post.reserved = true;
-            } else {
-                self.send_cq.return_credits(1);
-            }
-            *buffer = take_back_buffer(queue, post, free.index, owned);
-            return Err(Refusal::from_code(code));
+            return Err(take_back_buffer(queue, post, wr_id.slot(), OWNED, code));
         }
-        post.seq = post.seq.wrapping_add(1);
-        post.unsignaled = 0;
-        Ok(free.index)
+        // Only an operation needs to know.
+        Ok(if OWNED { wr_id.slot() } else { 0 })
     }
 
     /// Posts one send of any kind; gives its slot.
@@ -376,13 +363,21 @@ pub(super) fn take_back<'d>(queue: &WorkQueue, post: &mut PostState, slot: u32, 
     Payload { data }
 }
 
-/// As `take_back`, of a slot with one buffer.
+/// As `take_back`, of a slot with one buffer, which the caller of the post has again unless it is `Lost`; and its credit.
 #[cold]
 pub(super) fn take_back_buffer(
     queue: &WorkQueue,
     post: &mut PostState,
     slot: u32,
     owned: bool,
-) -> Option<Buffer> {
-    take_back(queue, post, slot, owned).into_buffers().next()
+    code: i32,
+) -> Refusal {
+    queue.return_credits(1);
+    match take_back(queue, post, slot, owned).into_buffers().next() {
+        Some(buffer) => {
+            let _ = buffer.into_raw();
+            Refusal::from_code(code)
+        }
+        None => Refusal::Lost(code),
+    }
 }

@@ -1,14 +1,16 @@
 //! Posting receives.
 
+use std::mem::MaybeUninit;
+
 use verbs_sys::{ibv_qp, ibv_recv_wr, ibv_sge, ibv_srq, inline};
 
 use super::inner::QpInner;
 use super::post::{fill, take_back, take_back_buffer};
 use super::refusal::{PostError, PostErrorKind, Refusal, refused};
-use super::request::{Data, Payload, RecvRequest};
+use super::request::RecvRequest;
 use crate::cq::Opcode;
-use crate::inflight::{Held, Kind, Meta, WorkQueue};
-use crate::mr::Buffer;
+use crate::inflight::{Meta, Posted, WorkQueue};
+use crate::mr::{Buffer, RawBuffer};
 
 /// Where a receive goes.
 #[derive(Clone, Copy)]
@@ -50,25 +52,54 @@ impl QpInner {
             return self.post_any_recv(request, owned);
         }
         let (id, buffer) = request.into_plain();
-        let mut buffer = Some(buffer);
-        match self.post_recv_buffer(id, &mut buffer, owned) {
-            Ok(slot) => Ok(slot),
-            Err(refusal) => {
-                let payload =
-                    Payload { data: buffer.map_or(Data::None, |buffer| Data::One(Held::Buffer(buffer))) };
-                Err(PostError {
-                    kind: refusal.kind(self.recv_target().verb()),
-                    request: RecvRequest { id, payload },
-                })
+        let raw = buffer.into_raw();
+        let posted = if owned {
+            self.rq.slots.prepare_owned();
+            // SAFETY: a buffer given up.
+            unsafe { self.post_recv_buffer::<true>(id, raw) }
+        } else {
+            // SAFETY: a buffer given up.
+            unsafe { self.post_recv_buffer::<false>(id, raw) }
+        };
+        posted.or_else(|refusal| {
+            // SAFETY: refused, so it is the caller's again, unless the refusal says otherwise.
+            let request = RecvRequest { id, payload: unsafe { refusal.payload(raw) } };
+            match refusal {
+                Refusal::Busy => self.post_any_recv(request, owned),
+                refusal => Err(PostError { kind: refusal.kind("ibv_post_recv"), request }),
             }
-        }
+        })
     }
 
-    #[inline(never)]
-    fn post_recv_buffer(&self, id: u64, buffer: &mut Option<Buffer>, owned: bool) -> Result<u32, Refusal> {
-        let target = self.recv_target();
-        // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
-        unsafe { post_recv_buffer(&self.rq, target, id, buffer, owned) }
+    /// Posts a receive of one buffer to the pair's own queue. Not inlined: it needs all registers.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is of `Buffer::into_raw`, and is taken when that succeeds, or is refused as `Lost`.
+    #[inline(always)]
+    unsafe fn post_recv_buffer<const OWNED: bool>(&self, id: u64, buffer: RawBuffer) -> Result<u32, Refusal> {
+        if self.srq.is_some() {
+            return Err(Refusal::Busy);
+        }
+        let queue = &*self.rq;
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        let Some(free) = queue.acquire_paid(post) else { return Err(Refusal::Full) };
+        // SAFETY: the caller gives it.
+        let buffer = unsafe { Buffer::from_raw(buffer) };
+        // SAFETY: the poster, and it acquired the slot.
+        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Recv, buffer) };
+        post.recv.wr_id = wr_id.0;
+        post.recv.sg_list = &raw mut post.sge;
+        let mut bad = MaybeUninit::uninit();
+        // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they name is held by the
+        // slot until the completion (S-2).
+        let code = unsafe { inline::ibv_post_recv(self.ptr.as_ptr(), &raw mut post.recv, bad.as_mut_ptr()) };
+        if code != 0 {
+            return Err(take_back_buffer(queue, post, wr_id.slot(), OWNED, code));
+        }
+        // Only an operation needs to know.
+        Ok(if OWNED { wr_id.slot() } else { 0 })
     }
 
     #[inline]
@@ -85,60 +116,6 @@ impl QpInner {
         // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
         unsafe { post_recv(&self.rq, target, request, owned) }
     }
-}
-
-/// Posts a receive of one buffer, which it takes when that succeeds.
-///
-/// # Safety
-///
-/// `queue` is the library's side of `target`, which is live.
-#[inline(always)]
-unsafe fn post_recv_buffer(
-    queue: &WorkQueue,
-    target: RecvTarget,
-    id: u64,
-    buffer: &mut Option<Buffer>,
-    owned: bool,
-) -> Result<u32, Refusal> {
-    if owned {
-        queue.slots.prepare_owned();
-    }
-    let mut guard = queue.lock_post();
-    let post = &mut *guard;
-    let cursor = post.cursor;
-    let Some(free) = queue.acquire(post) else { return Err(Refusal::Full) };
-    if let Kind::Recv(cq) = &queue.kind
-        && !cq.take_credits(1)
-    {
-        post.cursor = cursor;
-        return Err(Refusal::Full);
-    }
-    let Some(taken) = buffer.take() else { return Err(Refusal::Full) };
-    post.sge = taken.sge();
-    let payload = free.payload();
-    // SAFETY: a place inside the payload.
-    let first = unsafe { &raw mut (*payload).first };
-    // SAFETY: the poster owns the payload until `publish`.
-    unsafe { first.cast::<Held>().write(Held::Buffer(taken)) };
-    // SAFETY: the poster; what was there was taken out before the slot was released.
-    unsafe { fill(payload, Meta { id, keep: None, seq: 0, held: 1, opcode: Opcode::Recv }) };
-    let generation = free.publish(owned);
-    post.recv.wr_id = queue.wr_id(free.index, generation);
-    post.recv.sg_list = &raw mut post.sge;
-    post.recv.num_sge = 1;
-    let mut bad = std::ptr::null_mut();
-    let wr = &raw mut post.recv;
-    // SAFETY: live, by the caller; list and request are valid for the call; the memory they name is held
-    // by the slot until the completion (S-2).
-    let code = unsafe { target.post(wr, &raw mut bad) };
-    if code != 0 {
-        if let Kind::Recv(cq) = &queue.kind {
-            cq.return_credits(1);
-        }
-        *buffer = take_back_buffer(queue, post, free.index, owned);
-        return Err(Refusal::from_code(code));
-    }
-    Ok(free.index)
 }
 
 /// Posts one receive to a pair's own or a shared queue.
@@ -168,15 +145,8 @@ pub(crate) unsafe fn post_recv(
         if owned {
             queue.slots.prepare_owned();
         }
-        let cursor = post.cursor;
-        let Some(free) = queue.acquire(post) else { break 'refused PostErrorKind::QueueFull };
-        let slot = free.index;
-        if let Kind::Recv(cq) = &queue.kind
-            && !cq.take_credits(1)
-        {
-            post.cursor = cursor;
-            break 'refused PostErrorKind::QueueFull;
-        }
+        let Some(free) = queue.acquire_paid(post) else { break 'refused PostErrorKind::QueueFull };
+        let slot = free.index();
         let payload = free.payload();
         // SAFETY: a place inside the payload.
         let first = unsafe { &raw mut (*payload).first };
@@ -184,9 +154,8 @@ pub(crate) unsafe fn post_recv(
         let held = unsafe { request.payload.hold(queue, slot, first.cast()) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
         unsafe { fill(payload, Meta { id: request.id, keep: None, seq: 0, held, opcode: Opcode::Recv }) };
-        let generation = free.publish(owned);
         let mut wr = ibv_recv_wr {
-            wr_id: queue.wr_id(slot, generation),
+            wr_id: free.publish(Posted::new(owned)).0,
             next: std::ptr::null_mut(),
             sg_list: list.ptr,
             num_sge: list.count,
@@ -198,9 +167,7 @@ pub(crate) unsafe fn post_recv(
         if code == 0 {
             return Ok(slot);
         }
-        if let Kind::Recv(cq) = &queue.kind {
-            cq.return_credits(1);
-        }
+        queue.return_credits(1);
         request.payload = take_back(queue, post, slot, owned);
         refused(target.verb(), code)
     };

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::request::Payload;
+use crate::mr::{Buffer, RawBuffer};
+
 /// Why a work request was not posted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -87,9 +90,14 @@ impl<W> From<PostError<W>> for crate::Error {
 }
 
 /// Why a request of one buffer was not posted: small, because the answer is returned on the fast path.
+#[derive(Clone, Copy)]
 pub(super) enum Refusal {
     Full,
+    /// Not a case for the fast path; nothing was done.
+    Busy,
     Errno(i32),
+    /// An errno, but a completion came all the same and took the buffer.
+    Lost(i32),
 }
 
 impl Refusal {
@@ -102,11 +110,25 @@ impl Refusal {
         }
     }
 
+    /// What the refused request held.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` is what was refused with this, and is not used again.
+    #[cold]
+    pub(super) unsafe fn payload<'d>(&self, buffer: RawBuffer) -> Payload<'d> {
+        match self {
+            Refusal::Lost(_) => Payload::empty(),
+            // SAFETY: the caller's promise.
+            _ => Payload::from(unsafe { Buffer::from_raw(buffer) }),
+        }
+    }
+
     #[cold]
     pub(super) fn kind(self, verb: &'static str) -> PostErrorKind {
         match self {
-            Refusal::Full => PostErrorKind::QueueFull,
-            Refusal::Errno(errno) => PostErrorKind::Verb { verb, errno },
+            Refusal::Full | Refusal::Busy => PostErrorKind::QueueFull,
+            Refusal::Errno(errno) | Refusal::Lost(errno) => PostErrorKind::Verb { verb, errno },
         }
     }
 }

@@ -158,8 +158,11 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
     /// The parts of what is a plain send.
     #[inline(always)]
     pub(crate) fn into_plain_send(self) -> (u64, u32, Buffer) {
-        let Data::One(Held::Buffer(buffer)) = self.payload.data else { unreachable!("a plain send") };
-        (self.id, self.flags, buffer)
+        let WorkRequest { id, action, flags, payload, .. } = self;
+        // A SEND owns nothing; the compiler does not see that and would call for its drop.
+        std::mem::forget(action);
+        let Data::One(Held::Buffer(buffer)) = payload.data else { unreachable!("a plain send") };
+        (id, flags, buffer)
     }
 
     /// A plain send, again.
