@@ -5,6 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 need gcc libc6-dev libibverbs-dev valgrind
 
+# The crate ibverbs is missing here: its build compiles the C libraries with cmake, which the machines that this ran on lack.
 # A program takes the number of iterations as its only argument. Add one here, and its binary to ci/peers/loops.
 programs=("$@")
 [ $# -gt 0 ] || programs=(c raw safe async-ready async-pending)
