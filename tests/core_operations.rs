@@ -4,8 +4,12 @@
 
 mod support;
 
+use std::time::Instant;
+
 use rdma_core::qp::transport::{Connected, Rc, RdmaWrite};
-use rdma_core::{Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, Status, WorkRequest};
+use rdma_core::{
+    Completions, Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, Status, WorkRequest,
+};
 use support::{LIMIT, Pair, QKEY, collect, rc, uc, ud};
 
 fn exchange<T: Connected>(pair: &Pair<T>) {
@@ -118,6 +122,26 @@ fn scatter_gather_and_inline() {
     let refused = pair.a.qp.post_send(WorkRequest::send(parts)).unwrap_err();
     assert_eq!(refused.kind, PostErrorKind::TooManySegments { asked: 4, limit: 3 });
     assert_eq!(refused.request.into_payload().into_buffers().count(), 4);
+}
+
+#[test]
+fn buffers_of_a_receive_taken_one_by_one_show_what_each_received() {
+    let pair = rc();
+    pair.b.qp.post_recv(RecvRequest::new([pair.empty(4), pair.empty(4), pair.empty(64)])).unwrap();
+    pair.a.qp.post_send(WorkRequest::send(pair.buffer(b"abcdefghi"))).unwrap();
+    let mut completions = Completions::new();
+    let deadline = Instant::now() + LIMIT;
+    let mut received = Vec::new();
+    while received.is_empty() {
+        assert!(Instant::now() < deadline, "nothing arrives");
+        for mut completion in pair.b.cq.poll(&mut completions).unwrap() {
+            received.extend(completion.take_buffer());
+            received.extend(completion.take_buffers());
+        }
+    }
+    let bytes: Vec<&[u8]> = received.iter().map(|b| &b[..]).collect();
+    assert_eq!(bytes, [&b"abcd"[..], b"efgh", b"i"]);
+    collect(&pair.a.cq, 1);
 }
 
 #[test]

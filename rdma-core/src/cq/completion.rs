@@ -452,9 +452,25 @@ impl Completion<'_> {
     pub fn take_buffer(&mut self) -> Option<Buffer> {
         let mut buffer = self.item.buffer.take()?;
         if let Some(len) = self.completion.received_len() {
+            if !self.item.rest.is_empty() {
+                self.shorten_rest(len.saturating_sub(buffer.len()));
+            }
             buffer.truncate(len);
         }
         Some(buffer)
+    }
+
+    /// The first buffer goes by itself: what is left of the message lies in the others, in order.
+    #[cold]
+    fn shorten_rest(&mut self, mut left: usize) {
+        for held in &mut self.item.rest {
+            let offered = held.sge().length as usize;
+            let n = left.min(offered);
+            left -= n;
+            if let Held::Buffer(buffer) = held {
+                buffer.truncate(n);
+            }
+        }
     }
 
     /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
