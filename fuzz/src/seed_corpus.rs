@@ -20,9 +20,13 @@ fn main() -> io::Result<()> {
             continue;
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let captured = fs::read(&path)?;
+        let program: Vec<u8> =
+            packets(&captured).iter().take(60).flat_map(|packet| requests_of(packet)).collect();
+        write(&corpus, "verbs", &name, 0, &[&program_begin(&captured)[..], &program].concat())?;
         // A few of each kind per capture; more would only be more of the same.
         let mut seen = [0; 256];
-        for (number, packet) in packets(&fs::read(&path)?).into_iter().enumerate() {
+        for (number, packet) in packets(&captured).into_iter().enumerate() {
             let Some(opcode) = packet.first() else { continue };
             let times = &mut seen[usize::from(*opcode)];
             *times += 1;
@@ -54,6 +58,62 @@ fn packets(pcap: &[u8]) -> Vec<&[u8]> {
         rest = next;
     }
     packets
+}
+
+/// The type of the queue pairs of a captured program, as `rdma-soft/tests/program` reads it, an address handle for
+/// datagrams, and room for a few messages.
+fn program_begin(captured: &[u8]) -> Vec<u8> {
+    let opcode = packets(captured).first().and_then(|packet| packet.first()).copied().unwrap_or(0);
+    // Reliable connection, unreliable connection, datagram; path MTU 1024, and READs allowed.
+    let qp_type = match opcode >> 5 {
+        1 => 1,
+        3 => 2,
+        _ => 0,
+    };
+    let mut program = vec![qp_type | 0x28, 25, 0, 1, 0x0d];
+    for _ in 0..4 {
+        program.extend(RECEIVE);
+    }
+    program
+}
+
+/// A receive of 7000 bytes on the second pair: command, pair, elements, region, place, length.
+const RECEIVE: [u8; 6] = [7, 1, 0, 1, 0, 14];
+
+/// The commands that make a packet like this one leave the first pair, and take what comes of it.
+fn requests_of(packet: &[u8]) -> Vec<u8> {
+    /// Places of the lengths in the table that the commands choose from.
+    const LENGTHS: [usize; 16] =
+        [8, 0, 1, 7, 8, 64, 255, 256, 1000, 1024, 1025, 2048, 4096, 4097, 7000, 8193];
+    // SEND, WRITE and READ requests that begin a message, and atomics: place of the operation, bytes of its headers.
+    let (operation, headers) = match packet.first().map(|opcode| opcode & 0x1f) {
+        Some(0 | 4) => (0, 12),
+        Some(5) => (3, 16),
+        Some(6 | 10) => (1, 28),
+        Some(11) => (4, 32),
+        Some(12) => (2, 28),
+        Some(19) => (5, 40),
+        Some(20) => (6, 40),
+        _ => return Vec::new(),
+    };
+    // What RETH says, where there is one.
+    let told = packet
+        .get(24..28)
+        .filter(|_| headers == 28)
+        .map_or(packet.len().saturating_sub(headers + 4), |len| {
+            u32::from_be_bytes([len[0], len[1], len[2], len[3]]) as usize
+        });
+    let length = LENGTHS.iter().rposition(|len| *len <= told.max(8)).unwrap_or(0) as u8;
+    // Post: pair, one request, operation, flags, elements, then region, place and length, and the same of the peer.
+    let post = [0, 0, 0, operation, 0, 0, 0, 0, length, 1, 0, 0];
+    // The operand of an atomic; address handle and peer of a datagram.
+    let more: &[u8] = match packet[0] >> 5 {
+        3 => &[0, 1],
+        _ if operation > 4 => &[5, 0, 0, 0],
+        _ => &[],
+    };
+    let polls = [11, 0, 16, 3];
+    [&post[..], more, &RECEIVE, &polls].concat()
 }
 
 fn write(corpus: impl AsRef<Path>, target: &str, name: &str, number: usize, bytes: &[u8]) -> io::Result<()> {

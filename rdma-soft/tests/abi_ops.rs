@@ -105,6 +105,48 @@ fn atomic_writes_store_eight_bytes() {
     assert_eq!(b.read(64, 16), b"as a onegathered");
 }
 
+/// `man ibv_wr_complete`: all that was built is posted, or nothing.
+#[test]
+fn requests_that_are_built_together_are_taken_together() {
+    let mut init: ibv_qp_init_attr_ex = zeroed();
+    let (mut a, b) = (End::new(Options::default()), End::new(Options::default()));
+    (init.send_cq, init.recv_cq, init.pd) = (a.cq, a.cq, a.pd);
+    init.qp_type = ibv_qp_type::IBV_QPT_RC;
+    init.cap = ibv_qp_cap { max_send_wr: 2, max_recv_wr: 8, max_send_sge: 2, max_inline_data: 8, ..zeroed() };
+    init.comp_mask = ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_PD.0
+        | ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_SEND_OPS_FLAGS.0;
+    init.send_ops_flags = ibv_qp_create_send_ops_flags::IBV_QP_EX_WITH_RDMA_WRITE.0.into();
+    unsafe {
+        assert_eq!((v().ibv_destroy_qp)(a.qp), 0);
+        a.qp = ibv_create_qp_ex(a.context, &mut init);
+    }
+    a.connect(b.address());
+    b.connect(a.address());
+    let (to, sges) = (b.address(), [a.sge(0, 1); 3]);
+    let qp = unsafe { (v().ibv_qp_to_qp_ex.unwrap())(a.qp) };
+    let build = |writes: u64, elements: usize, inline: usize| unsafe {
+        (*qp).wr_start.unwrap()(qp);
+        for n in 1..=writes {
+            (*qp).wr_id = n;
+            (*qp).wr_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+            (*qp).wr_rdma_write.unwrap()(qp, to.rkey, to.va);
+            (*qp).wr_set_sge.unwrap()(qp, sges[0].lkey, sges[0].addr, 1);
+        }
+        // The last one differs.
+        (*qp).wr_set_sge_list.unwrap()(qp, elements, sges.as_ptr());
+        if inline > 0 {
+            (*qp).wr_set_inline_data.unwrap()(qp, a.memory.as_ptr().cast_mut().cast(), inline);
+        }
+        (*qp).wr_complete.unwrap()(qp)
+    };
+    assert_eq!(build(2, 3, 0), libc::EINVAL, "too many elements");
+    assert_eq!(build(2, 1, 9), libc::EINVAL, "too much inline data");
+    assert_eq!(build(3, 1, 0), libc::ENOMEM, "more than the queue holds");
+    assert_eq!(build(2, 2, 8), 0);
+    assert_eq!((a.wait_success().wr_id, a.wait_success().wr_id), (1, 2));
+    assert!(a.poll().is_none(), "nothing of what was refused");
+}
+
 #[test]
 fn remote_accesses_are_checked() {
     // What the peer's queue pair does not allow is no valid request to it; what its region does not allow, or

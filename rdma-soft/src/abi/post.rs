@@ -36,16 +36,17 @@ pub(crate) fn to_sge(sge: &ibv_sge) -> Sge {
     Sge { addr: sge.addr, length: sge.length, lkey: sge.lkey }
 }
 
-/// A list of elements as the device takes it.
+/// A list of elements as the device takes it; no request has more than [`qp::MAX_SGE`].
 ///
 /// # Safety
 ///
-/// `list` points to `count` valid elements, unless that is zero.
+/// `list` points to `count` valid elements, unless that is zero or too many.
 pub(crate) unsafe fn sges<'a>(
     list: *const ibv_sge,
     count: c_int,
 ) -> Result<impl ExactSizeIterator<Item = Sge> + use<'a>, c_int> {
-    let count = usize::try_from(count).map_err(|_| libc::EINVAL)?;
+    // A count that makes no sense comes with no such list, most likely.
+    let count = usize::try_from(count).ok().filter(|n| *n <= qp::MAX_SGE).ok_or(libc::EINVAL)?;
     let list: &'a [ibv_sge] = if count == 0 {
         &[]
     } else {
@@ -128,9 +129,6 @@ unsafe fn post_one(
     let operation = unsafe { operation(wr) }?;
     // SAFETY: as above.
     let elements = unsafe { sges(wr.sg_list, wr.num_sge) }?;
-    if elements.len() > qp::MAX_SGE {
-        return Err(libc::EINVAL);
-    }
     let destination = match transport {
         Transport::Ud => {
             // SAFETY: a request to a datagram queue pair has its address there.

@@ -44,12 +44,6 @@ pub(crate) unsafe fn data<'a>(qp: *mut ibv_qp) -> &'a QpData {
 }
 
 impl QpData {
-    /// How many send requests the queue takes now.
-    pub(crate) fn free_sends(&self) -> usize {
-        let used = self.qp.lock().machine.send_queue_len();
-        self.init.cap.max_send_wr.saturating_sub(used) as usize
-    }
-
     pub(crate) fn attr(&self) -> MutexGuard<'_, ibv_qp_attr> {
         self.attr.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,8 +8,7 @@ use verbs_sys::*;
 use super::mw;
 use super::post::{destination, errno_of, inline_bytes, send_flags, to_sge};
 use super::qp::{MAX_INLINE, Qp, QpData};
-use crate::proto::{Data, Destination, SendOperation, SendRequest, Sge};
-use crate::wire::Transport;
+use crate::proto::{Data, Destination, QueuePair, SendOperation, SendRequest, Sge};
 
 type Ops = ibv_qp_create_send_ops_flags;
 
@@ -266,35 +265,36 @@ unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
     result
 }
 
+impl Request {
+    /// Lends it in the form that is posted.
+    fn with<R>(&self, builder: &Builder, f: impl FnOnce(&SendRequest<'_>) -> R) -> R {
+        let (first, count) = self.data;
+        let piece = [if self.is_inline { &builder.inline[first..first + count] } else { &[] }];
+        f(&SendRequest {
+            wr_id: self.wr_id,
+            operation: self.operation,
+            flags: send_flags(self.flags),
+            data: if self.is_inline {
+                Data::Inline(&piece)
+            } else {
+                Data::Gather(&builder.sges[first..first + count])
+            },
+            destination: self.destination,
+        })
+    }
+}
+
 fn post_all(data: &QpData, builder: &Builder) -> c_int {
-    let is_datagram = data.qp.transport == Transport::Ud;
-    if is_datagram && builder.requests.iter().any(|r| r.destination.is_none()) {
-        return libc::EINVAL;
-    }
-    if builder.requests.len() > data.free_sends() {
-        return libc::ENOMEM;
-    }
-    let mut result = 0;
-    data.device.post_send(&data.qp, |post| {
+    let check = |machine: &QueuePair| {
+        (0..).zip(&builder.requests).try_for_each(|(ahead, request)| {
+            request.with(builder, |request| machine.check_send(request, ahead))
+        })
+    };
+    let posted = data.device.post_send_checked(&data.qp, check, |post| {
         for request in &builder.requests {
-            let (first, count) = request.data;
-            let piece = [if request.is_inline { &builder.inline[first..first + count] } else { &[] }];
-            let request = SendRequest {
-                wr_id: request.wr_id,
-                operation: request.operation,
-                flags: send_flags(request.flags),
-                data: if request.is_inline {
-                    Data::Inline(&piece)
-                } else {
-                    Data::Gather(&builder.sges[first..first + count])
-                },
-                destination: request.destination,
-            };
-            if let Err(e) = post(&request) {
-                result = errno_of(e);
-                return;
-            }
+            // Cannot fail: it was checked under the same lock.
+            let _ = request.with(builder, &mut *post);
         }
     });
-    result
+    posted.map_or_else(errno_of, |()| 0)
 }

@@ -2,16 +2,16 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Device;
 use super::completion_queue::CompletionQueue;
 use super::peer::Peer;
 use super::queue_pair::{Inner, Parts, QueuePair, flushed_receive, with_host};
 use super::receive_queue::ReceiveError;
-use super::scratch;
+use super::scratch::{self, Scratch};
 use super::slab::Full;
-use crate::proto::{Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State};
+use crate::proto::{self, Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State};
 use crate::wire::Transport;
 
 impl Device {
@@ -117,23 +117,44 @@ impl Device {
         })
     }
 
-    /// Posts the requests that `next` yields one by one, then sends; returns how many were taken and why
-    /// the one after them was not.
+    /// Posts the requests that `post` gives one by one, then sends.
     pub(crate) fn post_send(
         &self,
         qp: &Arc<QueuePair>,
         post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
     ) {
+        scratch::with(|scratch| self.post_locked(qp, qp.lock(), scratch, post));
+    }
+
+    /// The same if `check` allows it, to which nobody else posts before `post` does.
+    pub(crate) fn post_send_checked(
+        &self,
+        qp: &Arc<QueuePair>,
+        check: impl FnOnce(&proto::QueuePair) -> Result<(), PostError>,
+        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
+    ) -> Result<(), PostError> {
         scratch::with(|scratch| {
-            let mut inner = qp.lock();
-            let now = self.now();
-            with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
-                post(&mut |request| machine.post_send(now, &mut host, request));
-            });
-            // What is owed goes with what was posted.
-            self.settle(qp, inner, Acks::Flush, now, scratch);
-            self.serve_sleepers(scratch);
+            let inner = qp.lock();
+            check(&inner.machine)?;
+            self.post_locked(qp, inner, scratch, post);
+            Ok(())
+        })
+    }
+
+    fn post_locked<'q>(
+        &self,
+        qp: &'q Arc<QueuePair>,
+        mut inner: MutexGuard<'q, Inner>,
+        scratch: &mut Scratch,
+        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
+    ) {
+        let now = self.now();
+        with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+            post(&mut |request| machine.post_send(now, &mut host, request));
         });
+        // What is owed goes with what was posted.
+        self.settle(qp, inner, Acks::Flush, now, scratch);
+        self.serve_sleepers(scratch);
     }
 
     pub(crate) fn post_receive(

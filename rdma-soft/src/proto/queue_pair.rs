@@ -72,14 +72,25 @@ impl QueuePair {
         host: &mut H,
         request: &SendRequest<'_>,
     ) -> Result<(), PostError> {
-        if matches!(self.state, State::Reset | State::Init | State::Rtr) {
-            return Err(PostError::InvalidState(self.state));
-        }
+        self.check_state()?;
         self.sq.push(self.transport, request)?;
         if matches!(self.state, State::Sqe | State::Err) {
             self.flush_send_queue(host);
         }
         Ok(())
+    }
+
+    /// Whether [`post_send`](Self::post_send) would take a request behind `ahead` others; nothing of it happens.
+    pub fn check_send(&self, request: &SendRequest<'_>, ahead: u32) -> Result<(), PostError> {
+        self.check_state()?;
+        self.sq.check(self.transport, request, ahead)
+    }
+
+    fn check_state(&self) -> Result<(), PostError> {
+        match self.state {
+            State::Reset | State::Init | State::Rtr => Err(PostError::InvalidState(self.state)),
+            _ => Ok(()),
+        }
     }
 
     /// Takes a packet that is addressed to this queue pair. Its ICRC was verified, and for RC and UC its

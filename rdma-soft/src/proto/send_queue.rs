@@ -49,15 +49,12 @@ impl Wqe {
 
     /// Whether its elements say where bytes of the response go, not what is sent.
     pub(super) fn fetches(&self) -> bool {
-        matches!(
-            self.operation,
-            SendOperation::Read { .. } | SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }
-        )
+        self.operation.fetches()
     }
 
     /// Whether nothing of it goes on the wire.
     pub(super) fn is_local(&self) -> bool {
-        matches!(self.operation, SendOperation::LocalInvalidate(_) | SendOperation::BindWindow(_))
+        self.operation.is_local()
     }
 
     /// How many PSNs the message takes (clause 9.7.2.2).
@@ -147,22 +144,47 @@ impl SendQueue {
         self.head = 0;
     }
 
-    pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
-        if !is_supported(transport, &request.operation) {
+    /// Whether a request would be taken behind `ahead` others. Nothing of it happens.
+    pub(super) fn check(
+        &self,
+        transport: Transport,
+        request: &SendRequest<'_>,
+        ahead: u32,
+    ) -> Result<(), PostError> {
+        let operation = &request.operation;
+        if !is_supported(transport, operation) {
             return Err(PostError::InvalidOperation);
         }
-        if self.len() >= self.depth {
+        if self.len().saturating_add(ahead) >= self.depth {
             return Err(PostError::QueueFull);
         }
         if transport == Transport::Ud && request.destination.is_none() {
             return Err(PostError::NoDestination);
         }
+        match request.data {
+            Data::Gather(sges) if sges.len() > self.max_sge && !operation.is_local() => {
+                Err(PostError::TooManySges)
+            }
+            Data::Inline(_) if operation.fetches() || operation.is_local() => {
+                Err(PostError::InvalidOperation)
+            }
+            Data::Inline(pieces) => {
+                let fits = |room: usize, piece: &&[u8]| room.checked_sub(piece.len());
+                pieces.iter().try_fold(self.max_inline, fits).ok_or(PostError::InlineTooLong).map(|_| ())
+            }
+            Data::Gather(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
+        self.check(transport, request, 0)?;
         let slot = self.slot(self.head);
         let mut wqe =
             Wqe { wr_id: request.wr_id, operation: request.operation, flags: request.flags, ..Wqe::EMPTY };
         match request.data {
-            Data::Gather(sges) => self.store_sges(slot, &mut wqe, sges)?,
-            Data::Inline(pieces) => self.store_inline(slot, &mut wqe, pieces)?,
+            Data::Gather(_) if wqe.operation.is_local() => {}
+            Data::Gather(sges) => self.store_sges(slot, &mut wqe, sges),
+            Data::Inline(pieces) => self.store_inline(slot, &mut wqe, pieces),
         }
         if matches!(request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) {
             // The operand is eight bytes; the list must have room for them (clause 9.4.5).
@@ -182,13 +204,8 @@ impl SendQueue {
         Ok(())
     }
 
-    fn store_sges(&mut self, slot: usize, wqe: &mut Wqe, sges: &[Sge]) -> Result<(), PostError> {
-        if wqe.is_local() {
-            return Ok(());
-        }
-        if sges.len() > self.max_sge {
-            return Err(PostError::TooManySges);
-        }
+    /// Keeps a list that was checked.
+    fn store_sges(&mut self, slot: usize, wqe: &mut Wqe, sges: &[Sge]) {
         self.sges[slot * self.max_sge..][..sges.len()].copy_from_slice(sges);
         wqe.num_sge = len32(sges.len());
         let length: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
@@ -196,22 +213,18 @@ impl SendQueue {
             Ok(length) if length <= MAX_MESSAGE => wqe.length = length,
             _ => wqe.error = Some(Status::LocalLength),
         }
-        Ok(())
     }
 
-    fn store_inline(&mut self, slot: usize, wqe: &mut Wqe, pieces: &[&[u8]]) -> Result<(), PostError> {
-        if wqe.fetches() || wqe.is_local() {
-            return Err(PostError::InvalidOperation);
-        }
-        let mut room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
+    /// Keeps bytes that were checked.
+    fn store_inline(&mut self, slot: usize, wqe: &mut Wqe, pieces: &[&[u8]]) {
+        let room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
+        let mut end = 0;
         for piece in pieces {
-            let (place, rest) = room.split_at_mut_checked(piece.len()).ok_or(PostError::InlineTooLong)?;
-            place.copy_from_slice(piece);
-            room = rest;
+            room[end..][..piece.len()].copy_from_slice(piece);
+            end += piece.len();
         }
-        wqe.length = len32(self.max_inline - room.len());
+        wqe.length = len32(end);
         wqe.inline = true;
-        Ok(())
     }
 }
 

@@ -95,6 +95,16 @@ impl SendOperation {
             Self::BindWindow(_) => CompletionOpcode::BindWindow,
         }
     }
+
+    /// Whether its elements say where bytes of the response go, not what is sent.
+    pub(super) const fn fetches(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::CompareSwap { .. } | Self::FetchAdd { .. })
+    }
+
+    /// Whether nothing of it goes on the wire.
+    pub(super) const fn is_local(&self) -> bool {
+        matches!(self, Self::LocalInvalidate(_) | Self::BindWindow(_))
+    }
 }
 
 bitflags! {
