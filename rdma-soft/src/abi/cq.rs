@@ -11,11 +11,13 @@ use verbs_sys::*;
 use super::channel::CompChannel;
 use super::context::{Counted, context_data};
 use super::object::{Object, null, zeroed};
-use crate::device::{CompletionQueue, Entry, Handle, load};
+use crate::device::{CompletionQueue, Entry, Handle, Moderation, load};
 use crate::proto::{CompletionKind, ImmediateOrKey, Status};
 
 /// The deepest queue, as on the kernel's Soft-RoCE.
 pub(crate) const MAX_CQE: u32 = (1 << 15) - 1;
+/// As many completions may an event wait for: all that the deepest queue holds.
+pub(crate) const MAX_MODERATED: u16 = (1 << 15) - 1;
 
 /// Our part of a completion queue, extended or not.
 pub(crate) struct CqData {
@@ -51,6 +53,7 @@ pub(crate) struct Wanted {
     pub(crate) channel: *mut ibv_comp_channel,
     pub(crate) vector: u32,
     pub(crate) timestamps: bool,
+    pub(crate) ignores_overrun: bool,
 }
 
 /// # Safety
@@ -75,6 +78,7 @@ pub(crate) unsafe fn create(context: *mut ibv_context, wanted: &Wanted) -> Resul
         let queue = CompletionQueue::new(
             wanted.cqe as usize,
             wanted.timestamps,
+            wanted.ignores_overrun,
             identity,
             channel.map(|c| Arc::clone(&c.channel)),
             Arc::clone(&data.async_events),
@@ -107,7 +111,7 @@ pub(crate) unsafe extern "C" fn create_cq(
     let (Ok(cqe), Ok(vector)) = (u32::try_from(cqe), u32::try_from(vector)) else {
         return null(libc::EINVAL);
     };
-    let wanted = Wanted { cqe, cq_context, channel, vector, timestamps: false };
+    let wanted = Wanted { cqe, cq_context, channel, vector, timestamps: false, ignores_overrun: false };
     // SAFETY: the caller's promise is the same.
     unsafe { create(context, &wanted) }.map_or_else(null, |cq| cq.cast())
 }
@@ -152,9 +156,23 @@ pub(crate) unsafe extern "C" fn resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int 
     0
 }
 
-/// `man ibv_modify_cq`: moderation is not offered, as the device's capabilities say.
-pub(crate) unsafe extern "C" fn modify_cq(_cq: *mut ibv_cq, _attr: *mut ibv_modify_cq_attr) -> c_int {
-    libc::EOPNOTSUPP
+/// `man ibv_modify_cq`: moderation within what the device's capabilities say.
+pub(crate) unsafe extern "C" fn modify_cq(cq: *mut ibv_cq, attr: *mut ibv_modify_cq_attr) -> c_int {
+    const MODERATE: u32 = ibv_cq_attr_mask::IBV_CQ_ATTR_MODERATE.0;
+    // SAFETY: the caller passes valid attributes.
+    let attr = unsafe { &*attr };
+    let ibv_moderate_cq { cq_count, cq_period } = attr.moderate;
+    match attr.attr_mask {
+        0 => return 0,
+        MODERATE => {}
+        _ => return libc::EOPNOTSUPP,
+    }
+    if cq_count > MAX_MODERATED || cq_period > Moderation::MAX_PERIOD {
+        return libc::EINVAL;
+    }
+    // SAFETY: the caller passes a live queue.
+    unsafe { data(cq) }.queue.moderate(Moderation::new(cq_count, cq_period));
+    0
 }
 
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {

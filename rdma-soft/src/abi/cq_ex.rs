@@ -22,8 +22,8 @@ pub(crate) unsafe extern "C" fn create_cq_ex(
 ) -> *mut ibv_cq_ex {
     const MASKS: u32 = ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_FLAGS.0
         | ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_PD.0;
-    const FLAGS: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_SINGLE_THREADED.0
-        | ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN.0;
+    const IGNORE_OVERRUN: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN.0;
+    const FLAGS: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_SINGLE_THREADED.0 | IGNORE_OVERRUN;
     // SAFETY: the caller passes valid attributes.
     let attr = unsafe { &*attr };
     let has_flags = attr.comp_mask & ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_FLAGS.0 != 0;
@@ -39,6 +39,7 @@ pub(crate) unsafe extern "C" fn create_cq_ex(
         channel: attr.channel,
         vector: attr.comp_vector,
         timestamps: attr.wc_flags & TIMESTAMPS != 0,
+        ignores_overrun: has_flags && attr.flags & IGNORE_OVERRUN != 0,
     };
     // SAFETY: the caller's promise is the same.
     let cq = match unsafe { cq::create(context, &wanted) } {

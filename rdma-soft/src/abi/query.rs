@@ -8,7 +8,7 @@ use verbs_sys::*;
 use super::context::context_data;
 use super::object::{minus_one, zeroed};
 use super::{cq, qp, srq};
-use crate::device::{Device, MAX_KEYS, MAX_QUEUE_PAIRS, eui64, mac_of};
+use crate::device::{Device, MAX_KEYS, MAX_QUEUE_PAIRS, Moderation, eui64, mac_of};
 
 /// Every port attribute that depends on nothing follows the kernel's Soft-RoCE (`rxe_param.h`).
 pub(crate) const PORT: u8 = 1;
@@ -124,6 +124,8 @@ pub(crate) unsafe extern "C" fn query_device_ex(
     told.orig_attr = device_attr(&data.device);
     told.odp_caps = odp_caps();
     told.completion_timestamp_mask = u64::MAX;
+    told.cq_mod_caps =
+        ibv_cq_moderation_caps { max_cq_count: cq::MAX_MODERATED, max_cq_period: Moderation::MAX_PERIOD };
     // Timestamps count nanoseconds; this is in kHz.
     told.hca_core_clock = 1_000_000;
     told.device_cap_flags_ex = u64::from(told.orig_attr.device_cap_flags) | DEVICE_ATOMIC_WRITE;

@@ -171,6 +171,7 @@ impl Device {
             }
             self.serve_all_inboxes(scratch);
             self.serve_held(scratch);
+            self.serve_overruns(scratch);
             self.serve_sleepers(scratch);
         });
     }
@@ -189,6 +190,7 @@ impl Device {
                 worked |= self.serve_sent_to(scratch);
                 worked |= self.serve_held(scratch);
                 worked |= self.serve_lists(self.now(), scratch);
+                worked |= self.serve_overruns(scratch);
                 worked |= self.serve_sleepers(scratch);
                 worked
             });
@@ -209,6 +211,8 @@ impl Device {
     }
 
     fn has_work(&self) -> bool {
-        self.lists.runnable.len() > 0 || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
+        self.lists.runnable.len() > 0
+            || self.overruns.any()
+            || self.next_deadline.load(Ordering::SeqCst) <= self.now().nanoseconds()
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::channel::Channel;
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use super::inbox::Inbox;
+use super::moderation::Moderation;
 use crate::proto::{Completion, Time};
 use crate::wire::Qpn;
 
@@ -33,7 +34,18 @@ struct Inner {
     ring: VecDeque<Entry>,
     depth: usize,
     armed: Armed,
+    moderation: Moderation,
+    /// Completions that the armed event has waited for, and until when it waits; only with moderation.
+    gathered: u32,
+    due: Time,
     overrun: bool,
+}
+
+impl Inner {
+    fn disarm(&mut self) {
+        self.armed = Armed::No;
+        self.gathered = 0;
+    }
 }
 
 /// What must be done after a completion was queued, once no lock is held.
@@ -42,7 +54,12 @@ pub(crate) enum Pushed {
     Quiet,
     /// The channel wants an event of this queue.
     Notify,
-    Overrun,
+    /// The event waits for more completions, until this time.
+    Wait(Time),
+    /// There was no room, for the first time or again.
+    Overrun {
+        first: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -65,12 +82,15 @@ pub(crate) struct CompletionQueue {
     pub(crate) async_event_count: Arc<EventCount>,
     pub(crate) async_events: Arc<AsyncEvents>,
     pub(crate) timestamps: bool,
+    /// A full queue forgets its oldest completion and is none the worse for it.
+    ignores_overrun: bool,
 }
 
 impl CompletionQueue {
     pub(crate) fn new(
         depth: usize,
         timestamps: bool,
+        ignores_overrun: bool,
         identity: usize,
         channel: Option<Arc<Channel>>,
         async_events: Arc<AsyncEvents>,
@@ -80,6 +100,9 @@ impl CompletionQueue {
                 ring: VecDeque::with_capacity(depth),
                 depth,
                 armed: Armed::No,
+                moderation: Moderation::NONE,
+                gathered: 0,
+                due: Time::ZERO,
                 overrun: false,
             }),
             len: AtomicUsize::new(0),
@@ -92,6 +115,7 @@ impl CompletionQueue {
             async_event_count: Arc::default(),
             async_events,
             timestamps,
+            ignores_overrun,
         }
     }
 
@@ -99,13 +123,15 @@ impl CompletionQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a completion. A full queue drops it and says so (clause 11.6.3.2): completions lost are
-    /// never silent.
-    pub(crate) fn push(&self, entry: Entry) -> Pushed {
+    /// Queues a completion that came at `now`. A queue that was full once takes no more (clause 11.6.3.1, `man
+    /// ibv_poll_cq`): what waits in it can still be polled.
+    pub(crate) fn push(&self, entry: Entry, now: Time) -> Pushed {
         let mut inner = self.lock();
-        if inner.ring.len() >= inner.depth {
-            let first = !std::mem::replace(&mut inner.overrun, true);
-            return if first { Pushed::Overrun } else { Pushed::Quiet };
+        if inner.ring.len() >= inner.depth && self.ignores_overrun {
+            inner.ring.pop_front();
+        }
+        if inner.ring.len() >= inner.depth || inner.overrun {
+            return Pushed::Overrun { first: !std::mem::replace(&mut inner.overrun, true) };
         }
         inner.ring.push_back(entry);
         self.len.store(inner.ring.len(), Ordering::Release);
@@ -118,9 +144,36 @@ impl CompletionQueue {
         if !wanted {
             return Pushed::Quiet;
         }
-        inner.armed = Armed::No;
+        if inner.moderation.waits_after(inner.gathered + 1) {
+            inner.gathered += 1;
+            if inner.gathered > 1 {
+                return Pushed::Quiet;
+            }
+            inner.due = now + inner.moderation.period();
+            return Pushed::Wait(inner.due);
+        }
+        self.fire(inner)
+    }
+
+    /// What happens to the event that the queue is armed for.
+    fn fire(&self, mut inner: MutexGuard<'_, Inner>) -> Pushed {
+        inner.disarm();
         self.inbox.set_armed(false);
         if self.channel.is_some() { Pushed::Notify } else { Pushed::Quiet }
+    }
+
+    /// Ends the wait of an event that is due at `now`.
+    pub(super) fn expire(&self, now: Time) -> Pushed {
+        let inner = self.lock();
+        if inner.armed == Armed::No || inner.gathered == 0 || now < inner.due {
+            return Pushed::Quiet;
+        }
+        self.fire(inner)
+    }
+
+    /// How long events wait for more completions, from the next one on.
+    pub(crate) fn moderate(&self, moderation: Moderation) {
+        self.lock().moderation = moderation;
     }
 
     /// Whether nothing waits; may be outdated at once.
@@ -173,10 +226,10 @@ impl CompletionQueue {
         self.just_armed.load(Ordering::Relaxed) && self.just_armed.swap(false, Ordering::Relaxed)
     }
 
-    /// Changes the depth; refused when more completions than that wait.
+    /// Changes the depth; refused when more completions than that wait, or some were lost.
     pub(crate) fn resize(&self, depth: usize) -> bool {
         let mut inner = self.lock();
-        if inner.ring.len() > depth {
+        if inner.ring.len() > depth || inner.overrun {
             return false;
         }
         let more = depth.saturating_sub(inner.ring.len());

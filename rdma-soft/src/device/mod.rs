@@ -19,7 +19,9 @@ mod ingress;
 mod lists;
 mod memory;
 mod memory_table;
+mod moderation;
 mod multicast;
+mod overrun;
 mod peer;
 mod progress;
 mod queue_pair;
@@ -44,6 +46,7 @@ pub(crate) use completion_queue::{CompletionQueue, Entry};
 pub(crate) use events::{AsyncEvent, AsyncEvents};
 pub(crate) use memory::{Paging, RawMemory};
 pub(crate) use memory_table::{Access, MAX_KEYS, MemoryTable, Region, RemoveError, WindowType};
+pub(crate) use moderation::Moderation;
 pub(crate) use multicast::Multicast;
 pub(crate) use peer::{address_of_gid, eui64, mac_of};
 pub(crate) use queue_pair::{Parts, QueuePair};
@@ -53,6 +56,8 @@ use background::Background;
 use counters::Counters;
 use egress::Delayed;
 use lists::Lists;
+use moderation::Moderated;
+use overrun::Overruns;
 use queue_pair::NEVER;
 use settings::Settings;
 use slab::Slab;
@@ -88,6 +93,8 @@ pub(crate) struct Device {
     completion_queues: Mutex<Vec<Weak<CompletionQueue>>>,
     /// Inboxes may hold packets that nobody polls for.
     local_pending: AtomicBool,
+    moderated: Moderated,
+    overruns: Overruns,
     delayed: Delayed,
     background: Background,
     counters: Counters,
@@ -189,6 +196,8 @@ impl Handle {
             remote_peers: AtomicUsize::new(0),
             completion_queues: Mutex::default(),
             local_pending: AtomicBool::new(false),
+            moderated: Moderated::default(),
+            overruns: Overruns::default(),
             delayed: Delayed::default(),
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),

@@ -171,6 +171,8 @@ impl Device {
         self.next_deadline.store(NEVER, Ordering::SeqCst);
         let earliest = self.lists.timers.take_due(now, &mut due);
         self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
+        let earliest = self.expire_moderated(now, &mut scratch.wakes);
+        self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
         for qp in &due {
             let mut inner = qp.lock();
             with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
@@ -196,9 +198,14 @@ impl Device {
             deadline = deadline.min(now.nanoseconds() + TICK);
         }
         if self.lists.timers.set(qp, deadline) {
-            self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
-            self.background.expect_by(deadline);
+            self.expect_timer(deadline);
         }
+    }
+
+    /// A timer that is listed is due at `deadline`.
+    pub(super) fn expect_timer(&self, deadline: u64) {
+        self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
+        self.background.expect_by(deadline);
     }
 
     /// Arms a completion queue that a thread is about to sleep for.

@@ -248,13 +248,11 @@ impl Host for QpHost<'_> {
             CompletionKind::Receive => &self.qp.recv_cq,
         };
         let time = if cq.timestamps { self.now } else { Time::ZERO };
-        match cq.push(Entry { completion, qp_num: self.qp.qp_num, time }) {
+        match cq.push(Entry { completion, qp_num: self.qp.qp_num, time }, self.now) {
             Pushed::Quiet => {}
             Pushed::Notify => self.wakes.add(cq),
-            Pushed::Overrun => {
-                self.device.counters.count(super::counters::DeviceCounter::CqOverrun);
-                cq.raise_overrun();
-            }
+            Pushed::Wait(due) => self.device.wait_for_more(cq, due),
+            Pushed::Overrun { first } => self.device.note_overrun(cq, first, completion.status),
         }
     }
 

@@ -47,6 +47,11 @@ impl<T, const BITS: u32> Slab<T, BITS> {
         }
     }
 
+    /// All entries, in no order.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().flatten().map(|(_, value)| value)
+    }
+
     /// Adds what `make` builds for a new key that `allowed` accepts.
     pub(crate) fn insert_with(
         &mut self,

@@ -271,6 +271,14 @@ impl QueuePair {
         self.enter_error(host);
     }
 
+    /// Moves to ERR for a reason that no completion tells, with the event that says so; harmless in RESET and ERR.
+    pub fn fail<H: Host>(&mut self, host: &mut H) {
+        if !matches!(self.state, State::Reset | State::Err) {
+            host.event(Event::Fatal);
+            self.to_error(host);
+        }
+    }
+
     /// Moves to ERR; what the responder has queued still goes out.
     pub(super) fn enter_error<H: Host>(&mut self, host: &mut H) {
         if self.state == State::Err {
