@@ -125,8 +125,12 @@ impl Watch {
 
 fn run(device: &Arc<Device>, mut watch: Watch) {
     let mut drives = device.counters.drives();
-    while !device.background.stop.load(Ordering::SeqCst) {
+    loop {
         let _ = rustix::io::read(&device.background.eventfd, &mut [0; 8]);
+        // After the read, which may have taken the wake-up of `stop`.
+        if device.background.stop.load(Ordering::SeqCst) {
+            return;
+        }
         let seen = std::mem::replace(&mut drives, device.counters.drives());
         let driven = seen != drives;
         if driven {
