@@ -157,12 +157,12 @@ fn an_unaligned_atomic_is_invalid() {
     refused(
         |pair, target| (fetch_add(unaligned(target), 1), source_of(pair)),
         Status::RemoteInvalidRequest,
-        Event::RequestError,
+        Event::AccessError,
     );
     refused(
         |pair, target| (atomic_write(unaligned(target)), word_of(pair)),
         Status::RemoteInvalidRequest,
-        Event::RequestError,
+        Event::AccessError,
     );
 }
 
@@ -195,6 +195,7 @@ fn a_message_longer_than_its_receive_fails_on_both_sides() {
         pair.drive();
         assert_eq!(pair.client.sent(), [(1, Status::RemoteInvalidRequest)]);
         assert_eq!(pair.server.received(), [(7, Status::LocalLength), (8, Status::WrFlush)]);
+        assert_eq!(pair.server.host.events, [], "the completion tells");
     }
 }
 
@@ -206,6 +207,7 @@ fn a_receive_that_names_foreign_memory_is_an_operation_error() {
     pair.drive();
     assert_eq!(pair.client.sent(), [(1, Status::RemoteOperation)]);
     assert_eq!(pair.server.received(), [(7, Status::LocalProtection)]);
+    assert_eq!(pair.server.host.events, [], "the completion tells");
 }
 
 #[test]

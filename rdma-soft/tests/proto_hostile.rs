@@ -57,6 +57,7 @@ fn payloads_of_a_length_that_their_place_forbids_are_refused() {
         let (mut pair, _, target) = with_buffers(&PairConfig::rc(), 4096);
         send(&mut pair, true, &write(opcode, 0, target, 2000, payload));
         is_refused(&mut pair, NakCode::INVALID_REQUEST, target);
+        assert_eq!(pair.server.host.events, [Event::AccessError]);
     }
     for (opcode, payload) in [(Opcode::RC_SEND_FIRST, &full[..4]), (Opcode::RC_SEND_ONLY, &long[..])] {
         let (mut pair, _, target) = with_buffers(&PairConfig::rc(), 4096);
@@ -494,6 +495,27 @@ fn an_invalidation_by_a_stranger_is_refused() {
     send(&mut pair, true, &packet);
     is_refused(&mut pair, NakCode::INVALID_REQUEST, target);
     assert_eq!(pair.server.received(), [(7, Status::RemoteInvalidRequest)]);
+    assert_eq!(pair.server.host.events, [], "the completion tells");
+}
+
+/// A refusal counts as sent when it leaves, not before: one that a reset takes along never does.
+#[test]
+fn refusals_are_counted_when_they_are_sent() {
+    let (mut pair, ..) = with_buffers(&PairConfig::rc(), 64);
+    send(&mut pair, true, &PacketRepr::new(bth(Opcode::RC_SEND_ONLY, 0), &[1; 16]));
+    assert_eq!(pair.server.host.counter(Counter::RnrNakSent), 0);
+    pair.transmit();
+    assert_eq!(pair.server.host.counter(Counter::RnrNakSent), 1);
+    send(&mut pair, true, &PacketRepr::new(bth(Opcode::RC_SEND_MIDDLE, 0), &[1; 1024]));
+    assert_eq!(pair.server.host.counter(Counter::ErrorNakSent), 0);
+    let attributes = *pair.server.qp.attributes();
+    pair.server
+        .qp
+        .modify(pair.now, &mut pair.server.host, State::Reset, &attributes)
+        .expect("from any state");
+    pair.transmit();
+    assert_eq!(pair.server.host.counter(Counter::ErrorNakSent), 0);
+    assert_eq!(pair.links[1].sent, 1);
 }
 
 /// A sender that does not wait as it was told is not answered packet by packet.

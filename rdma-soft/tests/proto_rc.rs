@@ -8,7 +8,7 @@ use rdma_soft::proto::{
     Acks, Attributes, BindRequest, Completion, CompletionKind, CompletionOpcode, Counter, Data, Event,
     ImmediateOrKey, PathMtu, PostError, SendFlags, SendOperation, Sge, State, Status,
 };
-use rdma_soft::wire::Opcode;
+use rdma_soft::wire::{Opcode, Transport};
 use sim::{
     Pair, PairConfig, Rights, atomic_write, compare_swap, fetch_add, pattern, read_from, with_buffers,
     write_to,
@@ -411,6 +411,26 @@ fn the_first_packet_in_rtr_establishes_the_communication() {
     pair.drive();
     assert_eq!(pair.client.sent().len(), 2);
     assert_eq!(pair.server.host.events, [Event::CommunicationEstablished]);
+}
+
+/// A packet with another PSN than the agreed one may be anybody's.
+#[test]
+fn a_packet_out_of_sequence_establishes_nothing() {
+    for transport in [Transport::Rc, Transport::Uc] {
+        let (mut pair, source, target) = with_buffers(&PairConfig::new(transport), 8);
+        let mut attributes = *pair.server.qp.attributes();
+        attributes.receive_psn += 1;
+        for state in [State::Reset, State::Init, State::Rtr] {
+            pair.server.qp.modify(pair.now, &mut pair.server.host, state, &attributes).expect("allowed");
+        }
+        pair.client.post(1, write_to(target), &[source]);
+        pair.transmit();
+        pair.step();
+        assert_eq!(pair.server.host.events, [], "{transport:?}");
+        pair.client.post(2, write_to(target), &[source]);
+        pair.drive_for(1_000_000);
+        assert_eq!(pair.server.host.events, [Event::CommunicationEstablished], "{transport:?}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Config {
 /// Bounds of the congestion window of RC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CongestionConfig {
-    /// Bytes in flight at first, and after a long silence.
+    /// Bytes in flight at first, when the queue pair comes to RTS.
     pub initial: u32,
     /// Bytes in flight at most.
     pub max: u32,

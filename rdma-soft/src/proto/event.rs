@@ -3,13 +3,14 @@
 /// An asynchronous event that concerns the queue pair (clause 11.6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The first packet arrived while in RTR (`IBV_EVENT_COMM_EST`).
+    /// The first packet in sequence arrived while in RTR; RC and UC (`IBV_EVENT_COMM_EST`).
     CommunicationEstablished,
     /// The send queue drained in SQD (`IBV_EVENT_SQ_DRAINED`).
     SendQueueDrained,
-    /// The responder refused a malformed request (`IBV_EVENT_QP_REQ_ERR`).
+    /// The responder of RC refused an operation that is not allowed or out of order, and no receive could be
+    /// completed to tell so (`IBV_EVENT_QP_REQ_ERR`).
     RequestError,
-    /// The responder refused an access (`IBV_EVENT_QP_ACCESS_ERR`).
+    /// The same for a key, right, range, length, alignment or depth that is wrong (`IBV_EVENT_QP_ACCESS_ERR`).
     AccessError,
     /// The queue pair failed for a reason of its own, not visible in a completion (`IBV_EVENT_QP_FATAL`).
     Fatal,

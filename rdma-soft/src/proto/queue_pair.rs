@@ -37,7 +37,7 @@ pub struct QueuePair {
     pub(super) state: State,
     pub(super) attributes: Attributes,
     congestion: CongestionConfig,
-    /// Whether a packet was received since RTR.
+    /// Whether a packet of the connection was received since RTR.
     established: bool,
     /// Whether the last packet was a response.
     responded: bool,
@@ -123,14 +123,19 @@ impl QueuePair {
             self.handle_response(now, host, packet);
             return;
         }
-        if self.state == State::Rtr && !self.established {
-            self.established = true;
-            host.event(Event::CommunicationEstablished);
-        }
         match self.transport {
             Transport::Rc => self.handle_request(now, host, packet),
             Transport::Uc => self.handle_uc_request(host, packet),
             _ => self.handle_datagram(host, packet, meta),
+        }
+    }
+
+    /// Raises the event of a connection that got its first packet in RTR. One that is out of sequence does not
+    /// count: it may be anybody's, while one with the agreed PSN is the peer's.
+    pub(super) fn note_established<H: Host>(&mut self, host: &mut H) {
+        if self.state == State::Rtr && !self.established {
+            self.established = true;
+            host.event(Event::CommunicationEstablished);
         }
     }
 

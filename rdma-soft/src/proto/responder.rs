@@ -103,6 +103,7 @@ impl QueuePair {
             }
             return;
         }
+        self.note_established(host);
         let result = match packet.info().operation {
             Operation::Send | Operation::Write => self.execute_message(host, packet),
             _ if self.resp.assembly.in_message() => Err(Refusal::Sequence),
@@ -246,7 +247,6 @@ impl QueuePair {
         // Half, for the NAK and the packet that answers it may have been faster than the ones before.
         let silence = Duration::from_nanos(timer.nanoseconds() / 2).min(RNR_SILENCE);
         self.resp.rnr_silent_until = now + silence;
-        host.count(Counter::RnrNakSent);
         self.resp.nak = Some((self.resp.epsn, Syndrome::rnr_nak(timer)));
         self.resp.nak_sent = true;
     }
@@ -254,28 +254,31 @@ impl QueuePair {
     /// Answers a request that cannot be executed (clause 9.9.3).
     fn refuse<H: Host>(&mut self, now: Time, host: &mut H, refusal: Refusal) {
         let psn = self.resp.epsn;
-        let (code, receive_status) = match refusal {
+        // Clause 11.6.3.1: an event tells what no completion can. A wrong or unexpected operation is an invalid
+        // request, a wrong length, alignment, depth, key or right a violation of access.
+        let (code, told) = match refusal {
             Refusal::NotReady => return self.refuse_for_now(now, host),
-            Refusal::Sequence | Refusal::Length | Refusal::NotEnabled => {
-                (NakCode::INVALID_REQUEST, Status::WrFlush)
-            }
-            Refusal::ReceiveTooShort => (NakCode::INVALID_REQUEST, Status::LocalLength),
-            Refusal::Invalidate => (NakCode::INVALID_REQUEST, Status::RemoteInvalidRequest),
-            Refusal::RemoteAccess => (NakCode::REMOTE_ACCESS, Status::WrFlush),
-            Refusal::LocalProtection => (NakCode::REMOTE_OPERATIONAL, Status::LocalProtection),
+            Refusal::Sequence | Refusal::NotEnabled => (NakCode::INVALID_REQUEST, Err(Event::RequestError)),
+            Refusal::Length => (NakCode::INVALID_REQUEST, Err(Event::AccessError)),
+            Refusal::RemoteAccess => (NakCode::REMOTE_ACCESS, Err(Event::AccessError)),
+            Refusal::ReceiveTooShort => (NakCode::INVALID_REQUEST, Ok(Status::LocalLength)),
+            Refusal::Invalidate => (NakCode::INVALID_REQUEST, Ok(Status::RemoteInvalidRequest)),
+            Refusal::LocalProtection => (NakCode::REMOTE_OPERATIONAL, Ok(Status::LocalProtection)),
         };
-        host.event(if code == NakCode::REMOTE_ACCESS { Event::AccessError } else { Event::RequestError });
-        if receive_status != Status::WrFlush
-            && let Some(receive) = self.resp.assembly.take_receive()
-        {
-            fail_receive(host, receive, receive_status);
+        match told {
+            // These concern the receive in use, so there is one.
+            Ok(status) => {
+                if let Some(receive) = self.resp.assembly.take_receive() {
+                    fail_receive(host, receive, status);
+                }
+            }
+            Err(event) => host.event(event),
         }
         self.fail_responder(host, psn, code);
     }
 
     /// The queue pair fails; the NAK still goes out, behind the responses that are due before it.
     fn fail_responder<H: Host>(&mut self, host: &mut H, psn: Psn, code: NakCode) {
-        host.count(Counter::ErrorNakSent);
         self.resp.nak = Some((psn, Syndrome::nak(code)));
         self.resp.ack_due = false;
         self.enter_error(host);
@@ -319,16 +322,21 @@ impl QueuePair {
 
     fn poll_nak<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
         let (psn, syndrome) = self.resp.nak.take()?;
-        let is_sequence = syndrome == Syndrome::nak(NakCode::PSN_SEQUENCE);
-        let is_stale = psn != self.resp.epsn && (is_sequence || syndrome.as_rnr_nak().is_some());
-        if is_stale {
+        let counter = if syndrome == Syndrome::nak(NakCode::PSN_SEQUENCE) {
+            Counter::SequenceNakSent
+        } else if syndrome.as_rnr_nak().is_some() {
+            Counter::RnrNakSent
+        } else {
+            Counter::ErrorNakSent
+        };
+        // What was missing has come since.
+        if psn != self.resp.epsn && counter != Counter::ErrorNakSent {
             return None;
         }
-        if is_sequence {
-            host.count(Counter::SequenceNakSent);
-        }
         self.resp.ack_due = false;
-        self.write_ack(host, psn, syndrome, out)
+        let nak = self.write_ack(host, psn, syndrome, out)?;
+        host.count(counter);
+        Some(nak)
     }
 
     /// The acknowledgement that is due, unless responses must go before it.

@@ -16,6 +16,9 @@ impl QueuePair {
     pub(super) fn handle_uc_request<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
         let begins = packet.info().position.begins();
         let psn = packet.bth.psn;
+        if psn == self.resp.epsn {
+            self.note_established(host);
+        }
         if psn != self.resp.epsn && !begins {
             self.resp.assembly.abandon();
         }
