@@ -29,29 +29,36 @@ if [ $# -eq 0 ]; then
   for job in ci/rxe/jobs/*.sh; do jobs+=("$(basename "$job" .sh)"); done
 fi
 
+for job in "${jobs[@]}"; do
+  [ -e "ci/rxe/jobs/$job.sh" ] || { echo "error: there is no job $job" >&2; exit 2; }
+done
+
 # What the jobs run is built here, with this machine's toolchain: the guest sees the same files.
+step "building the tests, the examples and rdma-interop"
+cargo test --no-run --locked -p rdma-workbench --message-format=json-render-diagnostics >"$out/artifacts.json"
+
+# Name and path of the programs of a kind. usage: programs test|example|bin
+programs() {
+  jq -r --arg kind "$1" 'select(.reason == "compiler-artifact" and .executable != null and .target.kind == [$kind]
+    and .profile.test == ($kind == "test")) | [.target.name, .executable] | @tsv' "$out/artifacts.json" | sort
+}
+
 prepare() {
+  local name arguments
   case $1 in
     suite)
-      cargo test --no-run --locked -p rdma-workbench --tests --message-format=json-render-diagnostics >"$2/artifacts.json"
-      jq -r 'select(.reason == "compiler-artifact" and .executable != null and (.target.kind | index("test"))) | [.target.name, .executable] | @tsv' \
-        "$2/artifacts.json" | grep -E "^(${RXE_TESTS:-.*})"$'\t' >"$2/tests.list" || { echo "error: no such test program in tests/" >&2; return 1; }
+      programs test | grep -E "^(${RXE_TESTS:-.*})"$'\t' >"$2/tests.list" || { echo "error: no such test program in tests/" >&2; return 1; }
       ;;
     examples)
-      cargo build --release --locked --examples
       while read -r name arguments; do
-        [ -z "$name" ] || printf '%s %s %s\n' "$name" "$target/release/examples/$name" "$arguments"
+        [ -z "$name" ] || printf '%s %s %s\n' "$name" "$(programs example | awk -v name="$name" '$1 == name { print $2 }')" "$arguments"
       done < <(grep -v '^#' ci/rxe/examples.list) >"$2/examples.list"
       ;;
-    interop)
-      cargo build --release --locked --bin rdma-interop
-      printf '%s\n' "$target/release/rdma-interop" >"$2/program"
-      ;;
+    interop) programs bin | awk '$1 == "rdma-interop" { print $2 }' >"$2/program" ;;
   esac
 }
 
 for job in "${jobs[@]}"; do
-  [ -e "ci/rxe/jobs/$job.sh" ] || { echo "error: there is no job $job" >&2; exit 2; }
   step "$job"
   mkdir -p "$out/$job"
   prepare "$job" "$out/$job"

@@ -10,7 +10,7 @@ use rdma_core::qp::transport::{Connected, Rc, RdmaWrite};
 use rdma_core::{
     Completions, Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, Status, WorkRequest,
 };
-use support::{LIMIT, Pair, QKEY, collect, rc, uc, ud};
+use support::{Difference, LIMIT, Pair, QKEY, collect, differs, rc, uc, ud};
 
 fn exchange<T: Connected>(pair: &Pair<T>) {
     pair.b.qp.post_recv(RecvRequest::new(pair.empty(64)).id(1)).unwrap();
@@ -235,26 +235,38 @@ fn datagrams() {
     // The high bit says: the sender's own Q_Key.
     let request = WorkRequest::send_to_with_imm(pair.buffer(b"own key"), &address, to, 0x8000_0000, 5);
     pair.a.qp.post_send(request).unwrap();
+    let lost = differs(&pair.context, Difference::QKeyAsPosted);
+    if lost {
+        // What has the key arrives behind it.
+        let request = WorkRequest::send_to_with_imm(pair.buffer(b"the key"), &address, to, QKEY, 6);
+        pair.a.qp.post_send(request).unwrap();
+    }
     drop(address);
     let received = collect(&pair.b.cq, 2);
     assert_eq!(received[0].result, Ok((48, None)));
     assert_eq!(&received[0].buffers[0][40..], b"datagram");
-    assert_eq!(received[1].result, Ok((47, Some(5))));
-    assert_eq!(collect(&pair.a.cq, 2).len(), 2);
+    assert_eq!(received[1].result, Ok((47, Some(if lost { 6 } else { 5 }))));
+    assert_eq!(collect(&pair.a.cq, if lost { 3 } else { 2 }).len(), if lost { 3 } else { 2 });
 }
 
 #[test]
 fn errors_explain_themselves_and_flushes_name_the_first() {
     let pair = rc();
     let shared = pair.pd.share(vec![0; 64], RemoteAccess::READ).unwrap();
+    pair.a.qp.post_recv(RecvRequest::new(pair.empty(8)).id(3)).unwrap();
     pair.a.qp.post_send(WorkRequest::write(pair.buffer(b"forbidden"), shared.remote()).id(1)).unwrap();
     pair.a.qp.post_send(WorkRequest::write(pair.buffer(b"behind it"), shared.remote()).id(2)).unwrap();
-    pair.a.qp.post_recv(RecvRequest::new(pair.empty(8)).id(3)).unwrap();
-    let done = collect(&pair.a.cq, 3);
+    let mut done = collect(&pair.a.cq, 3);
     let first = done.iter().find(|d| d.id == 1).unwrap().result.clone().unwrap_err();
     assert_eq!(first.status(), Status::REMOTE_ACCESS);
     assert!(first.to_string().contains("access rights"), "{first}");
-    for id in [2, 3] {
+    // What is posted to the failed pair is flushed as well.
+    pair.a.qp.post_recv(RecvRequest::new(pair.empty(8)).id(4)).unwrap();
+    if differs(&pair.context, Difference::LateReceivesStay) {
+        pair.a.qp.abort().unwrap();
+    }
+    done.extend(collect(&pair.a.cq, 1));
+    for id in [2, 3, 4] {
         let flush = done.iter().find(|d| d.id == id).unwrap().result.clone().unwrap_err();
         assert!(flush.is_flush());
         assert_eq!(flush.cause(), Some(Status::REMOTE_ACCESS));

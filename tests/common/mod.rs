@@ -1,12 +1,17 @@
 //! What the integration tests share.
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "each test uses a part of it, and fails by panicking"
 )]
 
+#[path = "../support/device.rs"]
+mod device;
+
+pub(crate) use device::{Difference, differs};
 use rdma_async::{Config, Connected, Connection, Domain, Listener, connect};
 
 /// A domain on the device that `RDMA_TEST_DEVICE` names; else on the one the library chooses.

@@ -1,13 +1,17 @@
 //! What the tests of `rdma-core` share: the device under test, and connected pairs on it.
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::unwrap_used,
     reason = "each test uses a part of it, and fails by panicking"
 )]
 
+mod device;
+
 use std::time::{Duration, Instant};
 
+pub(crate) use device::{Difference, differs, skip};
 use rdma_core::qp::state::{Reset, Rts};
 use rdma_core::qp::transport::{Rc, Transport, Uc, Ud, UdInit, UdRtr, UdRts};
 use rdma_core::{
@@ -26,11 +30,6 @@ pub(crate) fn open() -> Context {
         Err(_) => Device::list().unwrap().into_iter().find(|d| d.provider() == Provider::Soft).unwrap(),
     };
     device.open().unwrap()
-}
-
-/// Says that a test, or a part of it, does not apply to the device: the line is what CI counts.
-pub(crate) fn skip(what: &str, why: impl std::fmt::Display) {
-    println!("SKIPPED {what}: {why}");
 }
 
 /// One side of a connection.

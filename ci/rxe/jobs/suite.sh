@@ -2,6 +2,7 @@
 # The integration suite on rxe: every test binary in /run/out/tests.list (NAME PATH), one test at a time.
 #
 # A test, or a part of one, that cannot run on this device prints a line "SKIPPED WHAT: WHY"; the test is counted as skipped.
+# One that knows that this device does something differently prints "DIFFERS WHAT", and checks what this device does.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 
@@ -26,17 +27,21 @@ while IFS=$'\t' read -r name path; do
     }
     /^---- .* stdout ----$/ { current = $2 }
     /^SKIPPED / && current != "" { reasons[current] = (reasons[current] == "" ? "" : reasons[current] "; ") substr($0, 9) }
+    /^DIFFERS / {
+      if (index(differs[current], $2) == 0) differs[current] = (differs[current] == "" ? "" : differs[current] ", ") $2
+    }
     # The message is on the line after the place.
     place != "" { panics[current] = $0 " (" place ")"; place = "" }
     /^thread .* panicked at / { place = $0; sub(/.* panicked at /, "", place); sub(/:$/, "", place) }
     # Test programs without the standard harness.
+    /^[a-z0-9_]+ \.\.\.$/ { current = $1 }
     /^[a-z0-9_]+ (ok|FAILED)$/ { order[++count] = $1; verdicts[$1] = $2 }
     END {
       for (i = 1; i <= count; i++) {
         test = order[i]
         if (verdicts[test] ~ /^ok/) {
           if (test in reasons) print "skipped", group, test, reasons[test]
-          else print "ok", group, test, ""
+          else print "ok", group, test, (test in differs ? "differs: " differs[test] : "")
         } else if (verdicts[test] ~ /^ignored/) {
           print "skipped", group, test, verdicts[test]
         } else {

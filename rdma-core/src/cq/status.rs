@@ -37,7 +37,7 @@ statuses! {
     LOCAL_PROTECTION = IBV_WC_LOC_PROT_ERR: "local protection error: a local buffer is not registered for what the device was to do",
         "a buffer of another protection domain than the queue pair's, or memory that was deregistered or unmapped";
     FLUSHED = IBV_WC_WR_FLUSH_ERR: "flushed: the queue pair was in the error state, or was reset or destroyed, before the work request was executed",
-        "look at the first error of this queue pair, or at who aborted it";
+        "look at the first error of this queue pair, or at who aborted it; on the kernel's rxe, where there is neither, at the request's own buffers";
     WINDOW_BIND = IBV_WC_MW_BIND_ERR: "memory window bind error", "the region lacks the window right, the range lies outside of it, or the access asked for exceeds it";
     BAD_RESPONSE = IBV_WC_BAD_RESP_ERR: "bad response: the responder sent an opcode that was not expected", "a fault of the peer's device, or PSNs of another connection";
     LOCAL_ACCESS = IBV_WC_LOC_ACCESS_ERR: "local access error: a peer's RDMA write with immediate could not be carried out here",

@@ -116,12 +116,21 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     ///
     /// # Errors
     ///
-    /// What the queries of port and GID say.
+    /// What the queries of port and GID say, and [`Error::Invalid`] for an index whose entry of the GID table is empty.
     pub fn endpoint(&self, options: &EndpointOptions) -> Result<Endpoint, Error> {
         let context = self.context();
         let port = context.port(options.port)?;
         let gid = match options.gid_index {
-            Some(index) => context.gid(options.port, u32::from(index))?,
+            Some(index) => match context.gid(options.port, u32::from(index))? {
+                gid if gid.is_zero() => {
+                    let filled = context.gids(options.port)?;
+                    let filled: Vec<u32> = filled.iter().map(|entry| entry.index).collect();
+                    let what =
+                        format!("GID {index} of port {} is empty; filled are {filled:?}", options.port);
+                    return Err(Error::Invalid { what });
+                }
+                gid => gid,
+            },
             None if port.needs_gid() => context.choose_gid(options.port)?.entry.gid,
             None => Gid([0; 16]),
         };
