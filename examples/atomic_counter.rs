@@ -6,95 +6,65 @@
 //! cargo run --release --example atomic_counter -- 192.0.2.1:7473
 //! ```
 
-use std::error::Error;
-use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
-use rdma_async::{Config, Domain, Listener, connect};
+use rdma_async::{Config, Domain, Listener};
 use rdma_core::RemoteAccess;
-use rdma_workbench::cli::{self, DeviceOptions, Mode};
-use rdma_workbench::local::{READY, Server};
+use rdma_workbench::cli::{self, DeviceOptions, Mode, number};
+use rdma_workbench::local::{Server, run_clients};
+use rdma_workbench::peer::{Outcome, PeerOptions, Role, announce, connect, runtime};
 
 /// Adds to a counter in another process's memory with RDMA fetch-and-add, and checks that no addition is lost.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// Connect to a server started with --listen
-    #[arg(value_name = "ADDR:PORT", conflicts_with = "listen")]
-    server: Option<String>,
-    /// Hold the counter for --clients clients
-    #[arg(short, long, value_name = "ADDR:PORT")]
-    listen: Option<String>,
+    #[command(flatten)]
+    peer: PeerOptions,
     /// Clients that the server serves; without ADDR:PORT or --listen, how many are started
-    #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(short, long, default_value_t = 4, value_parser = number::<u32>(1..=64))]
     clients: u32,
     /// Additions of each client
-    #[arg(short = 'n', long, default_value_t = 10_000)]
+    #[arg(short = 'n', long, default_value_t = 10_000, value_parser = number(1..=u64::MAX >> 8))]
     additions: u64,
     /// How to wait for completions
     #[arg(short, long, value_enum, default_value_t = Mode::Adaptive)]
     mode: Mode,
     #[command(flatten)]
     device: DeviceOptions,
-    /// Give up when a client does not connect in so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    accept_timeout: u64,
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let name = if options.listen.is_some() { "atomic_counter (server)" } else { "atomic_counter" };
-    cli::exit(name, run(&options))
+    cli::exit(&options.peer.name("atomic_counter"), run(&options))
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match (&options.listen, &options.server) {
-        (Some(address), _) => runtime.block_on(serve(address, options)),
-        (None, Some(address)) => runtime.block_on(add(address, options)),
-        (None, None) => local(options),
+fn run(options: &Options) -> Outcome {
+    match options.peer.role() {
+        Role::Server(address) => runtime()?.block_on(serve(address, options)),
+        Role::Client(address) => runtime()?.block_on(add(address, options)),
+        // A server and its clients, each this program in a process of its own.
+        Role::Both => {
+            let server = Server::start_same()?;
+            run_clients(options.clients, server.address())?;
+            server.ended_well()
+        }
     }
 }
 
-/// A server and its clients, each this program in a process of its own.
-fn local(options: &Options) -> Result<(), Box<dyn Error>> {
-    let same = || std::env::args_os().skip(1);
-    let server = Server::start(same().chain(["--listen", "127.0.0.1:0"].map(Into::into)))?;
-    let address = server.address().to_string();
-    let program = std::env::current_exe()?;
-    let clients = (0..options.clients)
-        .map(|_| std::process::Command::new(&program).args(same()).arg(&address).spawn())
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut failed = 0;
-    for mut client in clients {
-        failed += u32::from(!client.wait()?.success());
-    }
-    let status = server.finish(Duration::from_secs(10))?;
-    match (failed, status.success()) {
-        (0, true) => Ok(()),
-        (0, false) => Err("the server found the wrong sum".into()),
-        (failed, _) => Err(format!("{failed} of {} clients failed", options.clients).into()),
-    }
-}
-
-async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn serve(address: &str, options: &Options) -> Outcome {
     let device = options.device.open()?;
     let domain = Domain::new(&device.context)?;
     let counter = domain.protection_domain().share(vec![0; 8], RemoteAccess::ATOMIC)?;
     let config = device.configure(Config::rc()).wait_mode(options.mode.into()).regions([counter.remote()]);
     let listener = Listener::bind(address, &domain, &config).await?;
-    println!("{READY}{}", listener.local_addr());
-    std::io::stdout().flush()?;
+    announce(listener.local_addr())?;
 
     let mut connections = Vec::new();
     let mut expected = 0_u64;
-    for client in 0..options.clients {
-        let limit = Duration::from_secs(options.accept_timeout);
-        let connection = tokio::time::timeout(limit, listener.accept()).await.map_err(|_| {
-            format!("client {client} of {} did not connect within {limit:?}", options.clients)
-        })??;
+    for _ in 0..options.clients {
+        let connection = options.peer.accept(&listener).await?;
         let additions = connection.peer_data().try_into().map_err(|_| "the peer is no atomic_counter")?;
         expected += u64::from_le_bytes(additions);
         connections.push(connection);
@@ -110,7 +80,7 @@ async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
     if sum == expected { Ok(()) } else { Err(format!("the counter is {sum}, not {expected}").into()) }
 }
 
-async fn add(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn add(address: &str, options: &Options) -> Outcome {
     let device = options.device.open()?;
     let domain = Domain::new(&device.context)?;
     let config = device

@@ -5,12 +5,12 @@
 //! cargo run --example device_info -- --json
 //! ```
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
 use rdma_core::Device;
 use rdma_workbench::cli;
+use rdma_workbench::peer::Outcome;
 use serde_json::{Value, json};
 
 /// Lists RDMA devices with their ports, GIDs and limits.
@@ -30,28 +30,47 @@ fn main() -> ExitCode {
     cli::exit("device_info", run(&options))
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
-    let devices = match &options.device {
-        Some(name) => vec![Device::named(name)?],
-        None => Device::list()?,
+fn run(options: &Options) -> Outcome {
+    let (devices, notes) = match &options.device {
+        Some(name) => (vec![Device::named(name)?], Vec::new()),
+        None => Device::list_with_notes(),
     };
-    let described = devices.iter().map(describe).collect::<Result<Vec<_>, _>>()?;
-    let choice = Device::named_or_chosen(options.device.as_deref())?;
+    // A device that cannot be opened is one to be told of, too.
+    let described: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            describe(device).unwrap_or_else(|error| {
+                json!({
+                    "device": device.name(),
+                    "provider": device.provider().to_string(),
+                    "guid": format!("{:016x}", device.guid()),
+                    "error": error.to_string(),
+                })
+            })
+        })
+        .collect();
+    let choice = Device::named_or_chosen(options.device.as_deref());
     if options.json {
-        println!(
-            "{}",
-            json!({ "devices": described, "default": choice.device.name(), "reason": choice.reason })
-        );
-        return Ok(());
+        let (default, reason) = match &choice {
+            Ok(choice) => (Some(choice.device.name()), choice.reason.clone()),
+            Err(error) => (None, error.to_string()),
+        };
+        println!("{}", json!({ "devices": described, "notes": notes, "default": default, "reason": reason }));
+    } else {
+        described.iter().for_each(print);
+        notes.iter().for_each(|note| println!("note: {note}"));
+        if let Ok(choice) = &choice {
+            println!("by default a program takes {}: {}", choice.device.name(), choice.reason);
+        }
     }
-    for device in &described {
-        print(device);
+    match (choice, options.device.as_deref().and(described.first().and_then(|d| d["error"].as_str()))) {
+        (Err(error), _) => Err(error.into()),
+        (Ok(_), Some(error)) => Err(error.into()),
+        (Ok(_), None) => Ok(()),
     }
-    println!("by default a program takes {}: {}", choice.device.name(), choice.reason);
-    Ok(())
 }
 
-fn describe(device: &Device) -> Result<Value, Box<dyn Error>> {
+fn describe(device: &Device) -> Outcome<Value> {
     let context = device.open()?;
     let limits = context.attributes()?;
     let mut ports = Vec::new();
@@ -104,13 +123,12 @@ fn describe(device: &Device) -> Result<Value, Box<dyn Error>> {
 
 fn print(device: &Value) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    println!(
-        "{}  {}, GUID {}, firmware {}",
-        text(&device["device"]),
-        text(&device["provider"]),
-        text(&device["guid"]),
-        text(&device["firmware"]),
-    );
+    print!("{}  {}, GUID {}", text(&device["device"]), text(&device["provider"]), text(&device["guid"]));
+    if let Some(error) = device["error"].as_str() {
+        println!("\n  cannot be used: {error}\n");
+        return;
+    }
+    println!(", firmware {}", text(&device["firmware"]));
     for port in device["ports"].as_array().into_iter().flatten() {
         println!(
             "  port {}  {}, {}, {}, MTU {} of {}, {} Gb/s, LID {}, SM LID {}",

@@ -1,7 +1,8 @@
 //! Latency of messages over a reliable connection.
 //!
 //! ```sh
-//! cargo run --release --example rc_pingpong                      # two processes on this machine
+//! cargo run --release --example rc_pingpong                             # two processes on this machine
+//! cargo run --release --example rc_pingpong -- --plot latency.svg       # with a picture of the distribution
 //! cargo run --release --example rc_pingpong -- --listen 0.0.0.0:7471    # one host
 //! cargo run --release --example rc_pingpong -- 192.0.2.1:7471           # the other
 //! ```
@@ -10,38 +11,35 @@
 //! send. What is reported is half of that round trip, as perftest does. Every byte of every message is checked.
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rdma_async::{Config, Domain, Listener, RcConnection, connect};
+use rdma_async::{Config, Domain, Listener, RcConnection};
 use rdma_core::{Buffer, RemoteAccess, RemoteSlice, SharedRegion};
-use rdma_workbench::cli::{self, DeviceOptions, Mode, OpenDevice, name_of};
+use rdma_workbench::cli::{self, DeviceOptions, Mode, OpenDevice, name_of, number};
 use rdma_workbench::latency::{HalfRtt, RoundTrips};
-use rdma_workbench::local::{READY, Server};
 use rdma_workbench::payload;
+use rdma_workbench::peer::{Outcome, PeerOptions, announce, connect};
+use rdma_workbench::plot::PlotFile;
 use serde::{Deserialize, Serialize};
 
 /// Measures the latency of RDMA messages; without ADDR:PORT or --listen between two processes on this machine.
 ///
-/// Reports half of the round trip in microseconds, by percentiles, and round trips per second. An iteration ends when the
-/// answer has arrived and the send has completed.
+/// An iteration sends a message, and ends when the answer of the same size has arrived and the send has completed. Reported is
+/// half of its time in microseconds, as perftest does: p50 is the median, which perftest calls typical; p99 is what 99 of
+/// 100 messages took at most. Every byte of every message is checked.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// Connect to a server started with --listen
-    #[arg(value_name = "ADDR:PORT", conflicts_with = "listen")]
-    server: Option<String>,
-    /// Be the server for one client; port 0 takes a free one and says which
-    #[arg(short, long, value_name = "ADDR:PORT")]
-    listen: Option<String>,
+    #[command(flatten)]
+    peer: PeerOptions,
     /// Message size in bytes; at the server, the size of its receive buffers
-    #[arg(short, long, default_value_t = 64)]
+    #[arg(short, long, default_value_t = 64, value_parser = number(0..=8_usize << 20))]
     size: usize,
     /// Round trips, after a tenth as many for warming up
-    #[arg(short = 'n', long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, default_value_t = 10_000, value_parser = number(1..=u32::MAX))]
     iters: u32,
     /// How to wait for completions
     #[arg(short, long, value_enum, default_value_t = Mode::Adaptive)]
@@ -52,11 +50,14 @@ struct Options {
     /// Print one JSON object on standard output instead of the table
     #[arg(long)]
     json: bool,
+    /// Print the distribution as bars, too
+    #[arg(long, conflicts_with = "json")]
+    histogram: bool,
+    /// Draw the distribution into a file named *.svg or *.png
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PlotFile>,
     #[command(flatten)]
     device: DeviceOptions,
-    /// Give up when no client connects in so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    accept_timeout: Option<u64>,
 }
 
 /// The operation that carries a message.
@@ -94,45 +95,19 @@ struct Report {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let name = if options.listen.is_some() { "rc_pingpong (server)" } else { "rc_pingpong" };
-    cli::exit(name, run(&options))
+    cli::exit(&options.peer.name("rc_pingpong"), run(&options))
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+fn run(options: &Options) -> Outcome {
     if options.verb == Verb::Write && options.size == 0 {
         return Err(
             "--verb write needs a --size of at least 1: its target waits for the last byte to change".into(),
         );
     }
-    // One thread: the future that waits is the one that polls, with no hop in between.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Some(address) = &options.listen {
-        return runtime.block_on(serve(address, options));
-    }
-    let local = match &options.server {
-        Some(_) => None,
-        None => Some(start_server()?),
-    };
-    let address = match (&options.server, &local) {
-        (Some(address), _) => address.clone(),
-        (None, Some(server)) => server.address().to_string(),
-        (None, None) => unreachable!("a server is started when none is named"),
-    };
-    runtime.block_on(measure(&address, options))?;
-    if let Some(server) = local {
-        let status = server.finish(Duration::from_secs(10))?;
-        if !status.success() {
-            return Err(format!("the server process failed ({status})").into());
-        }
-    }
-    Ok(())
-}
-
-/// The second process: this program with the same arguments, listening on a free loopback port.
-fn start_server() -> Result<Server, Box<dyn Error>> {
-    let same = std::env::args_os().skip(1);
-    let server = ["--listen", "127.0.0.1:0", "--accept-timeout", "30"].map(Into::into);
-    Ok(Server::start(same.chain(server))?)
+    options.peer.run(
+        async |address: &str| serve(address, options).await,
+        async |address: &str| measure(address, options).await,
+    )
 }
 
 /// One side's connection and the memory that its peer may write.
@@ -156,25 +131,16 @@ fn config(
         .regions([region.remote()])
 }
 
-async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn serve(address: &str, options: &Options) -> Outcome {
     let device = options.device.open()?;
     let domain = Domain::new(&device.context)?;
     let region = domain.protection_domain().share(vec![0; options.size.max(1)], RemoteAccess::WRITE)?;
     let listener = Listener::bind(address, &domain, &config(options, &device, &region)).await?;
-    let address: SocketAddr = listener.local_addr();
-    println!("{READY}{address}");
-    std::io::stdout().flush()?;
-    if std::io::stderr().is_terminal() && options.accept_timeout.is_none() {
+    announce(listener.local_addr())?;
+    if std::io::stderr().is_terminal() && options.peer.accept_timeout.is_none() {
         eprintln!("{device}");
     }
-
-    let accepted = match options.accept_timeout {
-        Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), listener.accept())
-            .await
-            .map_err(|_| format!("no client connected within {seconds} s"))?,
-        None => listener.accept().await,
-    };
-    let connection = accepted?;
+    let connection = options.peer.accept(&listener).await?;
     drop(listener);
     let job: Job = serde_json::from_slice(connection.peer_data())
         .map_err(|e| format!("the peer is no rc_pingpong, or of another version: {e}"))?;
@@ -189,7 +155,7 @@ async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn measure(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn measure(address: &str, options: &Options) -> Outcome {
     let device = options.device.open()?;
     if !options.json {
         println!("{device}");
@@ -241,6 +207,21 @@ async fn measure(address: &str, options: &Options) -> Result<(), Box<dyn Error>>
     } else {
         println!("\nhalf round trip of {} messages, us\n{}", report.iters, report.half_rtt_us);
         println!("\n{} round trips per second", report.round_trips_per_s);
+        if options.histogram {
+            println!("\n{}", trips.histogram());
+        }
+    }
+    if let Some(file) = &options.plot {
+        let title = format!(
+            "{} of {} bytes over {}, {} ({} messages)",
+            name_of(report.verb),
+            report.size,
+            report.device,
+            report.mode,
+            report.iters
+        );
+        file.latency(&title, &trips)?;
+        eprintln!("the distribution is drawn in {}", file.path().display());
     }
     Ok(())
 }
@@ -317,12 +298,7 @@ async fn arrival(
 }
 
 /// Checks every byte of message number `sequence`.
-fn check(
-    side: &Side,
-    job: &Job,
-    sequence: u64,
-    arrived: Option<rdma_async::Message>,
-) -> Result<(), Box<dyn Error>> {
+fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Message>) -> Outcome {
     let length = |found: usize| match found == job.size {
         true => Ok(()),
         false => Err(format!("message {sequence} has {found} bytes, not {}", job.size)),
@@ -343,7 +319,7 @@ fn check(
     Ok(())
 }
 
-async fn receive(side: &Side, job: &Job, sequence: u64) -> Result<(), Box<dyn Error>> {
+async fn receive(side: &Side, job: &Job, sequence: u64) -> Outcome {
     let arrived = arrival(side, job, sequence).await?;
     check(side, job, sequence, arrived)
 }

@@ -3,19 +3,20 @@
 //! Bandwidth is in MB/s with MB = 2^20 bytes, as perftest counts, over the bytes of messages without any header.
 
 use std::error::Error;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use rdma_async::{Config, Domain, Listener, RcConnection, WaitMode, connect};
+use rdma_async::{Config, Domain, Listener, RcConnection, WaitMode};
 use rdma_core::{RemoteAccess, SharedRegion};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::cli::{self, DeviceOptions, Mode, OpenDevice, name_of};
-use crate::local::{READY, Server};
+use crate::cli::{self, DeviceOptions, Mode, OpenDevice, name_of, number};
+use crate::peer::{Outcome, PeerOptions, announce, connect};
+use crate::plot::PlotFile;
 
 /// The operation that moves the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,27 +32,24 @@ pub enum Verb {
 
 /// Measures the bandwidth of one RDMA operation; without ADDR:PORT or --listen between two processes on this machine.
 ///
-/// Bandwidth is in MB/s with MB = 2^20 bytes, over the bytes of messages without any header, as perftest counts.
+/// Bandwidth is in MB/s with MB = 2^20 bytes, over the bytes of messages without any header, as perftest counts. An operation
+/// counts when its completion was taken; --depth of them are in flight at any time.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Options {
-    /// Connect to a server started with --listen
-    #[arg(value_name = "ADDR:PORT", conflicts_with = "listen")]
-    server: Option<String>,
-    /// Be the server for one client; port 0 takes a free one and says which
-    #[arg(short, long, value_name = "ADDR:PORT")]
-    listen: Option<String>,
+    #[command(flatten)]
+    peer: PeerOptions,
     /// Message size in bytes
-    #[arg(short, long, default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE as i64))]
+    #[arg(short, long, default_value_t = 65536, value_parser = number::<u32>(1..=8 << 20))]
     size: u32,
     /// All sizes from 2 bytes to 8 MiB, each twice the one before
     #[arg(short, long, conflicts_with = "size")]
     all: bool,
     /// Seconds to measure each size, after a tenth as long for warming up
-    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 1.0, value_parser = number(0.01..=3600.0))]
     seconds: f64,
     /// Operations in flight; fewer where they would hold more than 64 MiB
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, default_value_t = 16, value_parser = number::<u32>(1..=1024))]
     depth: u32,
     /// How to wait for completions
     #[arg(short, long, value_enum, default_value_t = Mode::Adaptive)]
@@ -59,11 +57,11 @@ struct Options {
     /// Print one JSON object on standard output instead of the table
     #[arg(long)]
     json: bool,
+    /// Draw bandwidth over message size into a file named *.svg or *.png; use it with --all
+    #[arg(long, value_name = "FILE", requires = "all")]
+    plot: Option<PlotFile>,
     #[command(flatten)]
     device: DeviceOptions,
-    /// Give up when no client connects in so many seconds
-    #[arg(long, value_name = "SECONDS")]
-    accept_timeout: Option<u64>,
 }
 
 /// The largest message: 8 MiB, as perftest's sweep ends.
@@ -71,11 +69,14 @@ const MAX_SIZE: usize = 8 << 20;
 /// The most memory that operations in flight may hold.
 const MAX_IN_FLIGHT: usize = 64 << 20;
 
-fn seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.01..=3600.0).contains(seconds))
-        .ok_or_else(|| "a number of seconds between 0.01 and 3600".to_owned())
+impl std::fmt::Display for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Verb::Send => "SEND",
+            Verb::Write => "RDMA WRITE",
+            Verb::Read => "RDMA READ",
+        })
+    }
 }
 
 /// What the client asks of the server.
@@ -124,28 +125,11 @@ impl Options {
 /// The whole of a bandwidth program: `main` of the examples.
 pub fn main(program: &str, verb: Verb) -> ExitCode {
     let options = Options::parse();
-    let name = if options.listen.is_some() { format!("{program} (server)") } else { program.to_owned() };
-    cli::exit(&name, run(verb, &options))
-}
-
-fn run(verb: Verb, options: &Options) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    if let Some(address) = &options.listen {
-        return runtime.block_on(serve(address, options));
-    }
-    let Some(address) = &options.server else {
-        let same = std::env::args_os().skip(1);
-        let listen = ["--listen", "127.0.0.1:0", "--accept-timeout", "30"].map(Into::into);
-        let server = Server::start(same.chain(listen))?;
-        runtime.block_on(measure(&server.address().to_string(), verb, options))?;
-        let status = server.finish(Duration::from_secs(10))?;
-        return if status.success() {
-            Ok(())
-        } else {
-            Err(format!("the server process failed ({status})").into())
-        };
-    };
-    runtime.block_on(measure(address, verb, options))
+    let result = options.peer.run(
+        async |address: &str| serve(address, &options).await,
+        async |address: &str| measure(address, verb, &options).await,
+    );
+    cli::exit(&options.peer.name(program), result)
 }
 
 fn config(options: &Options, device: &OpenDevice) -> Config<rdma_core::qp::transport::Rc> {
@@ -164,20 +148,14 @@ fn share(domain: &Domain, options: &Options) -> Result<SharedRegion, rdma_core::
     domain.protection_domain().share(vec![0x5a; options.largest()], RemoteAccess::WRITE | RemoteAccess::READ)
 }
 
-async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn serve(address: &str, options: &Options) -> Outcome {
     let device = options.device.open()?;
     let domain = Domain::new(&device.context)?;
     let region = share(&domain, options)?;
     let listener =
         Listener::bind(address, &domain, &config(options, &device).regions([region.remote()])).await?;
-    println!("{READY}{}", listener.local_addr());
-    std::io::stdout().flush()?;
-    let connection = match options.accept_timeout {
-        Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), listener.accept())
-            .await
-            .map_err(|_| format!("no client connected within {seconds} s"))?,
-        None => listener.accept().await,
-    }?;
+    announce(listener.local_addr())?;
+    let connection = options.peer.accept(&listener).await?;
     drop(listener);
     let job: Job = serde_json::from_slice(connection.peer_data())
         .map_err(|e| format!("the peer is no bandwidth program of these, or of another version: {e}"))?;
@@ -196,7 +174,7 @@ async fn serve(address: &str, options: &Options) -> Result<(), Box<dyn Error>> {
     }
 }
 
-async fn measure(address: &str, verb: Verb, options: &Options) -> Result<(), Box<dyn Error>> {
+async fn measure(address: &str, verb: Verb, options: &Options) -> Outcome {
     let device = options.device.open()?;
     if !options.json {
         println!("{device}");
@@ -235,6 +213,11 @@ async fn measure(address: &str, verb: Verb, options: &Options) -> Result<(), Box
     }
     progress.finish_and_clear();
     connection.close().await?;
+    if let Some(file) = &options.plot {
+        let title = format!("{verb} over {}, {} in flight", device.context.name(), options.depth);
+        file.bandwidth(&title, &rows.iter().map(|row| (row.size, row.mb_per_s)).collect::<Vec<_>>())?;
+        eprintln!("bandwidth over size is drawn in {}", file.path().display());
+    }
     if options.json {
         let report = Report {
             device: device.context.name().to_owned(),

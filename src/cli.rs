@@ -1,6 +1,9 @@
 //! Command-line options that the examples share.
 
 use std::error::Error;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 
 use rdma_async::WaitMode;
 use rdma_core::{Context, Device, GidEntry, LinkLayer, Mtu, PortState};
@@ -13,10 +16,10 @@ pub struct DeviceOptions {
     #[arg(short, long, value_name = "NAME")]
     pub device: Option<String>,
     /// Port, counted from 1; unless given, the first ACTIVE one
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = number(1..=254_u8))]
     pub port: Option<u8>,
     /// Index of the local GID; unless given, RoCE v2 over IPv4 comes first
-    #[arg(long, value_name = "INDEX")]
+    #[arg(long, value_name = "INDEX", value_parser = number(0..=255_u8))]
     pub gid_index: Option<u8>,
 }
 
@@ -130,6 +133,17 @@ impl From<Mode> for WaitMode {
     }
 }
 
+/// Reads a number of `range`; what is wrong comes with what is right.
+pub fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync
+where
+    T: FromStr + PartialOrd + Display + Clone + Send + Sync,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("give a number between {} and {}", range.start(), range.end()))
+    }
+}
+
 /// The name that the option has on the command line.
 pub fn name_of(value: impl clap::ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -150,4 +164,18 @@ pub fn exit(program: &str, result: Result<(), Box<dyn Error>>) -> std::process::
         source = cause.source();
     }
     std::process::ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_number_is_answered_by_what_is_right() {
+        let parse = number(1..=64_u32);
+        assert_eq!(parse("64"), Ok(64));
+        for wrong in ["0", "65", "4x", "", "-1", "1.5"] {
+            assert_eq!(parse(wrong).unwrap_err(), "give a number between 1 and 64");
+        }
+    }
 }

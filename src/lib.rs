@@ -10,6 +10,8 @@ pub mod cli;
 pub mod latency;
 pub mod local;
 pub mod payload;
+pub mod peer;
+pub mod plot;
 pub mod udp_stream;
 
 /// Compiles the README's code samples as tests.
