@@ -1,7 +1,5 @@
 //! Counters as plain numbers: what happened since an object was made.
 
-use std::sync::{Mutex, PoisonError};
-
 use rdma_core::Status;
 
 /// What futures did while they waited on one completion queue.
@@ -36,27 +34,46 @@ pub struct ConnectionCounters {
     pub keep_alives: u64,
 }
 
-/// Completions with an error, by status. Errors are rare: a lock is no loss.
+/// What a [`UdEndpoint`](crate::UdEndpoint) did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UdCounters {
+    /// Datagrams that were posted.
+    pub posted: u64,
+    /// Of those, how many left while somebody waited for them.
+    pub completed: u64,
+    /// Of those, how many ended with an error while somebody waited for them.
+    pub failed: u64,
+    /// Receives that were posted.
+    pub receives_posted: u64,
+    /// Datagrams that `recv_from` handed out.
+    pub received: u64,
+    /// Datagrams that were dropped because their header does not tell their sender.
+    pub unreadable: u64,
+    /// Times that the send queue was brought back after a failed send (SQE to RTS).
+    pub recovered: u64,
+}
+
+/// Completions with an error, by status.
 #[derive(Debug, Default)]
 pub(crate) struct Errors {
-    counts: Mutex<Vec<(Status, u64)>>,
+    counts: Vec<(Status, u64)>,
 }
 
 impl Errors {
     /// The most statuses that are told apart: more than `enum ibv_wc_status` has.
     const MOST: usize = 64;
 
-    pub(crate) fn count(&self, status: Status) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == status) {
+    pub(crate) fn count(&mut self, status: Status) {
+        if let Some((_, count)) = self.counts.iter_mut().find(|(known, _)| *known == status) {
             *count += 1;
-        } else if counts.len() < Self::MOST {
-            counts.push((status, 1));
+        } else if self.counts.len() < Self::MOST {
+            self.counts.push((status, 1));
         }
     }
 
     /// The statuses that came, in that order, and how often.
     pub(crate) fn list(&self) -> Vec<(Status, u64)> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counts.clone()
     }
 }

@@ -61,9 +61,14 @@ mod driver;
 mod error;
 pub mod exchange;
 mod fd;
+mod lane;
+mod line;
 mod message;
+mod operate;
 mod pool;
 mod queue;
+mod reader;
+mod receive;
 mod source;
 mod trace;
 mod wait;
@@ -71,7 +76,7 @@ mod wait;
 pub use connection::{
     Batch, Config, Connected, Connection, Listener, RcConnection, Recv, UcConnection, connect, connect_over,
 };
-pub use counters::{ConnectionCounters, QueueCounters};
+pub use counters::{ConnectionCounters, QueueCounters, UdCounters};
 pub use datagram::{Datagram, UdAddress, UdConfig, UdEndpoint};
 pub use domain::Domain;
 pub use error::{ConnectError, Ended, OperationError};

@@ -11,15 +11,17 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use rdma_core::{Error, Notify, PollError};
 
 use crate::{
     counters::QueueCounters,
     driver::Driver,
+    reader::{self, Deliver, Key, Reader, Room},
     trace,
     wait::{BUSY_TURN, WaitMode, WaitTimes},
 };
@@ -34,6 +36,9 @@ pub struct CompletionQueue {
 
 pub(crate) struct Shared {
     pub(crate) cq: rdma_core::CompletionQueue,
+    pub(crate) reader: Mutex<Reader>,
+    /// Registered with `rdma-core` for futures that wait for room: see `Room`.
+    room: Waker,
     mode: WaitMode,
     times: WaitTimes,
     /// The next completion raises an event, or an event was raised that the driver has yet to take. See `sleep`.
@@ -55,9 +60,12 @@ struct Statistics {
 
 impl CompletionQueue {
     pub(crate) fn new(cq: rdma_core::CompletionQueue, mode: WaitMode, driver: Arc<Driver>) -> Self {
+        let room = Arc::new(Room::default());
         CompletionQueue {
             shared: Arc::new(Shared {
                 cq,
+                reader: Mutex::new(Reader::new(Arc::clone(&room))),
+                room: room.into(),
                 mode,
                 times: WaitTimes::new(),
                 armed: AtomicBool::new(false),
@@ -83,7 +91,7 @@ impl CompletionQueue {
     ///
     /// The queue cannot be read.
     pub fn dispatch(&self) -> Result<usize, PollError> {
-        self.shared.cq.dispatch()
+        self.shared.dispatch()
     }
 
     /// What happened on this queue so far.
@@ -106,6 +114,35 @@ impl Drop for Shared {
 }
 
 impl Shared {
+    /// Reads completions once, hands them to their lanes, and wakes who waits for them. The caller holds no lane's lock. Gives how many
+    /// there were.
+    pub(crate) fn dispatch(&self) -> Result<usize, PollError> {
+        let mut reader = self.reader.lock();
+        let count = reader.read(&self.cq, |_, _| false)?;
+        let later = reader.put_off();
+        drop(reader);
+        if later.is_some() {
+            reader::run(later, &self.reader);
+        }
+        Ok(count)
+    }
+
+    pub(crate) fn add_lane(&self, lane: Arc<dyn Deliver>) -> Key {
+        self.reader.lock().add(lane)
+    }
+
+    pub(crate) fn remove_lane(&self, key: Key) {
+        let lane = self.reader.lock().remove(key);
+        drop(lane);
+    }
+
+    /// Ready when `queue` has room for a work request; otherwise wakes when it may. The caller holds no lock.
+    pub(crate) fn poll_room(&self, queue: &rdma_core::inflight::WorkQueue, waker: &Waker) -> Poll<()> {
+        // In this order: room that is found after the second step wakes what the first one left.
+        self.reader.lock().starve(waker);
+        queue.poll_ready(&mut Context::from_waker(&self.room))
+    }
+
     /// An event of this queue was taken, and with it the queue disarmed: dispatches what is there. `rearm` must follow.
     pub(crate) fn on_event(&self) {
         self.statistics.events.fetch_add(1, Relaxed);
@@ -139,7 +176,7 @@ impl Shared {
     /// A poll that read less than it could left the queue empty. Another one, in vain, would make a device in software send its
     /// acknowledgement alone, when the future that is woken here may be about to answer.
     fn drain(&self) -> Result<(), Error> {
-        while self.cq.dispatch()? >= rdma_core::CompletionQueue::BATCH {}
+        while self.dispatch()? >= rdma_core::CompletionQueue::BATCH {}
         Ok(())
     }
 }
@@ -176,7 +213,7 @@ impl<'q> Waiter<'q> {
             self.found();
             return Poll::Ready(Ok(value));
         }
-        let dispatched = match self.queue.cq.dispatch() {
+        let dispatched = match self.queue.dispatch() {
             Ok(count) => count,
             Err(error) => return Poll::Ready(Err(error.into())),
         };
@@ -250,7 +287,7 @@ impl<'q> Waiter<'q> {
             }
             spins += 1;
             std::hint::spin_loop();
-            let dispatched = queue.cq.dispatch()?;
+            let dispatched = queue.dispatch()?;
             // Also without a completion of this round: another thread may have dispatched ours.
             if let Poll::Ready(value) = check(None) {
                 break Spin::Found(value);

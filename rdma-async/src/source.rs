@@ -1,7 +1,7 @@
 //! What can be sent and written, and how it comes back.
 
 use bytes::Bytes;
-use rdma_core::{Buffer, Error, Payload, ProtectionDomain, SharedSlice, inflight::Operation};
+use rdma_core::{Buffer, Payload, SharedSlice};
 
 use crate::{message::Message, pool::BufferPool};
 
@@ -29,7 +29,7 @@ impl Target for Vec<Buffer> {}
 impl Target for SharedSlice {}
 
 pub(crate) mod sealed {
-    use super::{Buffer, BufferPool, Operation, Payload};
+    use super::{Buffer, BufferPool, Bytes, Payload};
 
     pub trait Source: Sized + Send + Unpin + 'static {
         /// What stays with the future, to make the source again.
@@ -41,36 +41,27 @@ pub(crate) mod sealed {
         /// Splits into what is posted and what is kept; the source itself if it has to be copied first.
         fn split(self, pool: &BufferPool) -> Result<(Payload<'static>, Self::Kept), Self>;
 
-        /// The bytes to copy, and what is kept beside the copy.
-        fn copied(self, into: Buffer) -> (Payload<'static>, Self::Kept);
+        /// Its bytes, to copy, if `split` may give it back.
+        fn bytes(&self) -> &[u8] {
+            &[]
+        }
 
         /// Makes the source again of what was kept and the buffers that came back.
         fn rejoin(kept: Self::Kept, buffers: impl Iterator<Item = Buffer>) -> Self;
 
-        /// Makes the source again in few instructions, if its operation succeeded and the source is of a kind that allows it.
-        #[inline]
-        fn quickly(kept: Self::Kept, operation: Operation) -> Result<Self, (Self::Kept, Operation)> {
-            Err((kept, operation))
+        /// What was kept, if it is bytes.
+        fn bytes_of(_: Self::Kept) -> Option<Bytes> {
+            None
         }
-    }
-}
 
-/// The payload of `source`, copied if it must be.
-pub(crate) async fn prepare<S: Source>(
-    source: S,
-    pool: &BufferPool,
-    domain: &ProtectionDomain,
-) -> Result<(Payload<'static>, S::Kept), (Error, S)> {
-    let source = match source.split(pool) {
-        Ok(split) => return Ok(split),
-        Err(source) => source,
-    };
-    if source.len() <= pool.buffer_size() {
-        return Ok(source.copied(pool.acquire().await));
-    }
-    match domain.allocate(source.len()) {
-        Ok(region) => Ok(source.copied(region.into_buffer())),
-        Err(error) => Err((error, source)),
+        /// It is one buffer: then `of_buffer` makes it again.
+        const IS_BUFFER: bool = false;
+
+        /// As `rejoin`, in fewer instructions.
+        #[inline]
+        fn of_buffer(kept: Self::Kept, buffer: Buffer) -> Self {
+            Self::rejoin(kept, std::iter::once(buffer))
+        }
     }
 }
 
@@ -93,20 +84,15 @@ impl sealed::Source for Buffer {
         Ok((self.into(), ()))
     }
 
-    fn copied(self, _: Buffer) -> (Payload<'static>, ()) {
-        (self.into(), ())
-    }
-
     fn rejoin((): (), mut buffers: impl Iterator<Item = Buffer>) -> Self {
         next(&mut buffers)
     }
 
+    const IS_BUFFER: bool = true;
+
     #[inline]
-    fn quickly((): (), operation: Operation) -> Result<Self, ((), Operation)> {
-        match operation.try_buffer(|_| ()) {
-            Ok((buffer, ())) => Ok(buffer),
-            Err(operation) => Err(((), operation)),
-        }
+    fn of_buffer((): (), buffer: Buffer) -> Self {
+        buffer
     }
 }
 
@@ -121,10 +107,6 @@ impl<const N: usize> sealed::Source for [Buffer; N] {
     #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
         Ok((self.into(), ()))
-    }
-
-    fn copied(self, _: Buffer) -> (Payload<'static>, ()) {
-        (self.into(), ())
     }
 
     fn rejoin((): (), mut buffers: impl Iterator<Item = Buffer>) -> Self {
@@ -143,10 +125,6 @@ impl sealed::Source for Vec<Buffer> {
     #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
         Ok((self.into(), ()))
-    }
-
-    fn copied(self, _: Buffer) -> (Payload<'static>, ()) {
-        (self.into(), ())
     }
 
     fn rejoin((): (), buffers: impl Iterator<Item = Buffer>) -> Self {
@@ -169,22 +147,31 @@ impl sealed::Source for Message {
         Ok((buffer.into(), (imm, written)))
     }
 
-    fn copied(self, _: Buffer) -> (Payload<'static>, Self::Kept) {
-        let Message { buffer, imm, written } = self;
-        (buffer.into(), (imm, written))
-    }
-
     fn rejoin((imm, written): Self::Kept, mut buffers: impl Iterator<Item = Buffer>) -> Self {
         Message { buffer: next(&mut buffers), imm, written }
     }
 
+    const IS_BUFFER: bool = true;
+
     #[inline]
-    fn quickly(kept: Self::Kept, operation: Operation) -> Result<Self, (Self::Kept, Operation)> {
-        match operation.try_buffer(|_| ()) {
-            Ok((buffer, ())) => Ok(Message { buffer, imm: kept.0, written: kept.1 }),
-            Err(operation) => Err((kept, operation)),
-        }
+    fn of_buffer((imm, written): Self::Kept, buffer: Buffer) -> Self {
+        Message { buffer, imm, written }
     }
+}
+
+/// Nothing: for an operation that moves no bytes.
+impl sealed::Source for () {
+    type Kept = ();
+
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn split(self, _: &BufferPool) -> Result<(Payload<'static>, ()), Self> {
+        Ok((Payload::empty(), ()))
+    }
+
+    fn rejoin((): (), _: impl Iterator<Item = Buffer>) -> Self {}
 }
 
 impl sealed::Source for SharedSlice {
@@ -198,10 +185,6 @@ impl sealed::Source for SharedSlice {
     #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, SharedSlice), Self> {
         Ok((self.clone().into(), self))
-    }
-
-    fn copied(self, _: Buffer) -> (Payload<'static>, SharedSlice) {
-        (self.clone().into(), self)
     }
 
     fn rejoin(kept: SharedSlice, _: impl Iterator<Item = Buffer>) -> Self {
@@ -228,10 +211,12 @@ impl sealed::Source for Bytes {
         }
     }
 
-    fn copied(self, mut into: Buffer) -> (Payload<'static>, Bytes) {
-        into.set_len(self.len());
-        into.copy_from_slice(&self);
-        (into.into(), self)
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_of(kept: Bytes) -> Option<Bytes> {
+        Some(kept)
     }
 
     fn rejoin(kept: Bytes, _: impl Iterator<Item = Buffer>) -> Self {

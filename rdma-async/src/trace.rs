@@ -29,3 +29,10 @@ pub(crate) fn abort_failed(qp_num: u32, error: &dyn Display) {
     tracing::error!(qp_num, %error, "queue pair could not be aborted");
     let _ = (qp_num, error);
 }
+
+/// The send queue of a UD queue pair could not be brought back after a failed send.
+pub(crate) fn recovery_failed(qp_num: u32, error: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::error!(qp_num, %error, "send queue could not be brought back after a failed send");
+    let _ = (qp_num, error);
+}

@@ -1,15 +1,22 @@
 //! Several operations with one doorbell and one signalled completion.
 
 use std::{
-    collections::VecDeque,
-    future::poll_fn,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use rdma_core::{Buffer, PostErrorKind, RemoteSlice, WorkRequest, inflight::Operation};
+use rdma_core::{Buffer, PostErrorKind, RemoteSlice, WorkRequest};
 
-use super::{Connection, check, transport::Connected};
-use crate::{error::OperationError, queue::Waiter};
+use super::{Connection, link::Link, transport::Connected};
+use crate::{
+    error::OperationError,
+    lane::{Finished, Lane, State},
+    line::Ticket,
+    operate::{Owner, leave, wake},
+    queue::Waiter,
+};
 
 /// Sends and writes that are posted together, in order: one chain of work requests, one doorbell, and a completion for the last one
 /// alone. Made by [`Connection::batch`].
@@ -21,14 +28,6 @@ pub struct Batch<'c, T: Connected> {
     connection: &'c Connection<T>,
     requests: Vec<WorkRequest<'static, T>>,
     too_long: Option<OperationError>,
-}
-
-/// What is left of a batch while it is carried out.
-struct Progress<T: Connected> {
-    requests: Vec<WorkRequest<'static, T>>,
-    operations: VecDeque<Option<Operation>>,
-    buffers: Vec<Buffer>,
-    error: Option<OperationError>,
 }
 
 impl<'c, T: Connected> Batch<'c, T> {
@@ -77,73 +76,164 @@ impl<'c, T: Connected> Batch<'c, T> {
     /// # Cancel safety
     ///
     /// A dropped future may have had all, some or none of them carried out.
-    pub async fn post(mut self) -> (Result<(), OperationError>, Vec<Buffer>) {
-        let link = &*self.connection.link;
-        if let Some(error) = self.too_long {
-            return (Err(error), buffers(self.requests));
-        }
+    pub fn post(
+        mut self,
+    ) -> impl Future<Output = (Result<(), OperationError>, Vec<Buffer>)> + Send + use<'c, T> {
         if let Some(last) = self.requests.pop() {
             let others = self.requests.into_iter().map(WorkRequest::unsignaled);
             self.requests = others.chain([last]).collect();
         }
-        let count = self.requests.len();
-        let mut progress = Progress {
-            operations: VecDeque::with_capacity(count),
-            buffers: Vec::with_capacity(count),
+        Post {
+            link: &self.connection.link,
+            waiter: Waiter::new(&self.connection.link.lane.queue.shared),
             requests: self.requests,
-            error: None,
-        };
-        let mut waiter = Waiter::new(&link.queue.shared);
-        let done = poll_fn(|cx| waiter.poll(cx, |cx| progress.poll(self.connection, cx))).await;
-        if let Err(error) = done {
-            progress.error.get_or_insert(link.fail_queue(&error));
-            // The watcher destroys the pair, and with it the operations end.
-            poll_fn(|cx| progress.poll(self.connection, Some(cx))).await;
+            refusal: self.too_long,
+            slot: None,
+            ticket: 0,
         }
-        let Progress { requests, buffers: mut back, error, .. } = progress;
-        back.extend(buffers(requests));
-        (error.map_or(Ok(()), Err), back)
     }
 }
 
-fn buffers<T: Connected>(requests: Vec<WorkRequest<'static, T>>) -> Vec<Buffer> {
-    requests.into_iter().flat_map(|request| request.into_payload().into_buffers()).collect()
+/// What a batch ends with.
+type Outcome = (Result<(), OperationError>, Vec<Buffer>);
+
+/// The future of a batch. All its work requests carry the number of one entry of the lane, which is done when the last of them is.
+struct Post<'c, T: Connected> {
+    link: &'c Link<T>,
+    /// Those that are not yet posted.
+    requests: Vec<WorkRequest<'static, T>>,
+    /// Why no more are.
+    refusal: Option<OperationError>,
+    slot: Option<u32>,
+    /// In the line for places in the send queue.
+    ticket: Ticket,
+    waiter: Waiter<'c>,
 }
 
-impl<T: Connected> Progress<T> {
-    /// Posts what can be, takes what has finished; ready when nothing is in flight and nothing is left to post.
-    fn poll(&mut self, connection: &Connection<T>, mut cx: Option<&mut Context<'_>>) -> Poll<()> {
-        let link = &*connection.link;
-        loop {
-            if self.error.is_none() && !self.requests.is_empty() {
-                match link.start_batch(&mut self.requests, &mut self.operations) {
-                    Ok(()) | Err(OperationError::Post(PostErrorKind::QueueFull)) => {}
-                    Err(error) => self.error = Some(error),
-                }
+impl<T: Connected> Future for Post<'_, T> {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Post { link, requests, refusal, slot, ticket, waiter } = &mut *self;
+        match waiter.poll(cx, |cx| check(link, requests, refusal, slot, ticket, cx)) {
+            Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
+            Poll::Ready(Err(error)) => {
+                link.unreadable(&error);
+                // What was posted ends when the watcher destroys the queue pair.
+                check(link, requests, refusal, slot, ticket, Some(cx))
             }
-            // A finished operation keeps its place in the queue until it is taken, which others of this batch may need.
-            let mut taken = false;
-            while let Some(first) = self.operations.front_mut() {
-                let Poll::Ready(finished) = check(first, cx.as_deref_mut()) else { break };
-                self.operations.pop_front();
-                taken = true;
-                if let Err(error) = finished.result() {
-                    link.count_failure(&finished);
-                    let error = link.fail(error);
-                    self.error.get_or_insert(error);
-                } else {
-                    link.count_success();
-                }
-                self.buffers.extend(finished.into_buffers());
-            }
-            let left = self.error.is_none() && !self.requests.is_empty();
-            if self.operations.is_empty() && !left {
-                return Poll::Ready(());
-            }
-            let Some(cx) = &mut cx else { return Poll::Pending };
-            if !left || !taken && link.poll_place(cx).is_pending() {
-                return Poll::Pending;
-            }
+            Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+/// Posts what can be; ready when nothing is in flight and nothing is left to post. With a context leaves the waker where it will be
+/// called.
+fn check<T: Connected>(
+    link: &Link<T>,
+    requests: &mut Vec<WorkRequest<'static, T>>,
+    refusal: &mut Option<OperationError>,
+    slot: &mut Option<u32>,
+    ticket: &mut Ticket,
+    cx: Option<&mut Context<'_>>,
+) -> Poll<Outcome> {
+    let lane = &link.lane;
+    let mut state = lane.lock();
+    if refusal.is_none() && !requests.is_empty() && (state.ended.is_some() || state.senders.is_turn(*ticket))
+    {
+        if let Err(error) = post(&mut state, lane, requests, slot)
+            && !matches!(error, OperationError::Post(PostErrorKind::QueueFull))
+        {
+            *refusal = Some(error);
+        }
+        if refusal.is_some() || requests.is_empty() {
+            let wakers = leave(&mut state, ticket);
+            drop(state);
+            wake(wakers);
+            state = lane.lock();
+        }
+    }
+    if refusal.is_some() || requests.is_empty() {
+        let finished = match slot {
+            None => Finished::default(),
+            Some(number) => {
+                let Some(finished) = state.finished(*number) else {
+                    let old = cx.map(|cx| state.register(*number, cx.waker()));
+                    drop(state);
+                    drop(old);
+                    return Poll::Pending;
+                };
+                *slot = None;
+                finished
+            }
+        };
+        drop(state);
+        return Poll::Ready(outcome(link, finished, refusal.take(), std::mem::take(requests)));
+    }
+    let Some(cx) = cx else { return Poll::Pending };
+    let old = state.senders.stand(ticket, cx);
+    let is_turn = state.senders.is_turn(*ticket);
+    let queue = state.qp.as_ref().map(|qp| Arc::clone(qp.send_queue()));
+    drop(state);
+    drop(old);
+    if let Some(queue) = queue.filter(|_| is_turn)
+        && lane.queue.shared.poll_room(&queue, cx.waker()).is_ready()
+    {
+        // Others get their turn before the next attempt.
+        cx.waker().wake_by_ref();
+    }
+    Poll::Pending
+}
+
+/// Posts the first of `requests` with one doorbell, as many as the send queue has places for; those that are left were not posted.
+fn post<T: Connected>(
+    state: &mut State<T>,
+    lane: &Lane<T>,
+    requests: &mut Vec<WorkRequest<'static, T>>,
+    slot: &mut Option<u32>,
+) -> Result<(), OperationError> {
+    if state.ended.is_some() || state.qp.is_none() {
+        return Err(state.gone());
+    }
+    let number = match *slot {
+        Some(number) => number,
+        None => {
+            let number = state.allocate().ok_or(PostErrorKind::QueueFull)?;
+            let id = lane.key().id(number);
+            *requests = std::mem::take(requests).into_iter().map(|request| request.id(id)).collect();
+            *slot.insert(number)
+        }
+    };
+    let Some(qp) = &state.qp else { return Err(state.gone()) };
+    let before = requests.len();
+    let result = qp.post_batch(requests);
+    let posted = u32::try_from(before - requests.len()).unwrap_or(u32::MAX);
+    state.posted(number, posted);
+    result.map(drop).map_err(OperationError::from)
+}
+
+fn outcome<T: Connected>(
+    link: &Link<T>,
+    mut finished: Finished,
+    refusal: Option<OperationError>,
+    left: Vec<WorkRequest<'static, T>>,
+) -> Outcome {
+    let result = match (finished.failure.take(), refusal) {
+        (Some(error), _) => Err(link.failed(error)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok(()),
+    };
+    let left = left.into_iter().flat_map(|request| request.into_payload().into_buffers());
+    (result, finished.into_buffers().chain(left).collect())
+}
+
+impl<T: Connected> Drop for Post<'_, T> {
+    fn drop(&mut self) {
+        let mut state = self.link.lane.lock();
+        let held = self.slot.and_then(|slot| state.ignore(slot, None));
+        let wakers = leave(&mut state, &mut self.ticket);
+        drop(state);
+        drop(held);
+        wake(wakers);
     }
 }

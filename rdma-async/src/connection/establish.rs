@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use rdma_core::{
-    ConnectOptions, Endpoint, EndpointOptions, Error, QueuePair, RemoteSlice,
+    ConnectOptions, Endpoint, EndpointOptions, Error, PostErrorKind, QueuePair, RecvRequest, RemoteSlice,
     qp::{state::Init, transport::ConnectedInit},
 };
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,8 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Config, Connection, Peer, link::Link, receive::Receives, transport::Connected, watch::watch};
-use crate::{
-    domain::Domain, error::ConnectError, exchange::Exchange, pool::BufferPool, queue::CompletionQueue,
-};
+use super::{Config, Connection, Peer, link::Link, transport::Connected, watch::watch};
+use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane};
 
 /// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
 #[derive(Debug, Serialize, Deserialize)]
@@ -113,7 +111,7 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     let hello = Hello {
         transport: T::CODE,
         endpoint: prepared.endpoint,
-        message_size: prepared.pool.buffer_size() as u64,
+        message_size: prepared.lane.pool.buffer_size() as u64,
         regions: config.regions.clone(),
         private_data: config.private_data.clone(),
     };
@@ -151,9 +149,7 @@ struct Prepared<T: Connected> {
     pair: QueuePair<T, Init>,
     endpoint: Endpoint,
     options: ConnectOptions,
-    queue: CompletionQueue,
-    pool: BufferPool,
-    receives: Receives,
+    lane: Lane<T>,
 }
 
 impl<T: Connected> Prepared<T> {
@@ -184,12 +180,21 @@ impl<T: Connected> Prepared<T> {
             ConnectedInit { port: options.port, pkey_index: options.pkey_index, access: options.access };
         let pair = pair.init(&init)?;
         // Before the peer can send: what finds no receive waits for a timer.
-        let receives = Receives::new(&pair, &pool)?;
-        Ok(Prepared { pair, endpoint, options, queue, pool, receives })
+        let capacity = pair.capacity();
+        let lane = Lane::new(&queue, pool, capacity.max_send, capacity.max_recv);
+        while lane.lock().in_flight() < capacity.max_recv {
+            let Some(buffer) = lane.pool.try_acquire() else { break };
+            match pair.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {
+                Ok(()) => lane.lock().receive_posted(),
+                Err(error) if error.kind == PostErrorKind::QueueFull => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Prepared { pair, endpoint, options, lane })
     }
 
     fn connect(self, remote: &Endpoint) -> Result<Link<T>, Error> {
         let pair = T::connect(self.pair, &self.endpoint, remote, &self.options)?;
-        Ok(Link::new(pair, self.queue, self.pool, self.receives))
+        Ok(Link::new(pair, self.lane))
     }
 }

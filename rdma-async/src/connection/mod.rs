@@ -5,7 +5,6 @@ mod config;
 mod establish;
 mod link;
 mod listener;
-mod operate;
 mod receive;
 mod transport;
 mod watch;
@@ -22,9 +21,7 @@ pub use batch::Batch;
 pub use config::Config;
 pub use establish::{connect, connect_over};
 use link::Link;
-pub(crate) use link::check;
 pub use listener::Listener;
-use operate::{Operate, Request};
 pub use receive::Recv;
 pub use transport::Connected;
 
@@ -32,6 +29,7 @@ use crate::{
     counters::ConnectionCounters,
     domain::Domain,
     error::{Ended, OperationError},
+    operate::{Operate, Request},
     pool::BufferPool,
     queue::CompletionQueue,
     source::{Source, Target},
@@ -91,7 +89,7 @@ impl<T: Connected> Connection<T> {
         &self,
         source: S,
     ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
-        Operate::new(self, self.peer.message_size, source, WorkRequest::send)
+        Operate::new(&*self.link, self.peer.message_size, source, WorkRequest::send)
     }
 
     /// As [`send`](Connection::send), with 32 bits of immediate data: [`Message::imm`](crate::Message::imm).
@@ -106,7 +104,7 @@ impl<T: Connected> Connection<T> {
         imm: u32,
     ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
         let request = move |payload| WorkRequest::send_with_imm(payload, imm);
-        Operate::new(self, self.peer.message_size, source, request)
+        Operate::new(&*self.link, self.peer.message_size, source, request)
     }
 
     /// Writes to the start of a peer's memory, which is not told. On RC the future is ready when the bytes are there.
@@ -125,7 +123,7 @@ impl<T: Connected> Connection<T> {
         source: S,
         remote: RemoteSlice,
     ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
-        Operate::new(self, usize::MAX, source, move |payload| WorkRequest::write(payload, remote))
+        Operate::new(&*self.link, usize::MAX, source, move |payload| WorkRequest::write(payload, remote))
     }
 
     /// As [`write`](Connection::write), and then the peer's next [`recv`](Connection::recv) gets an empty message with
@@ -142,7 +140,7 @@ impl<T: Connected> Connection<T> {
         imm: u32,
     ) -> impl Future<Output = (Result<(), OperationError>, S)> + Send + use<'_, T, S> {
         let request = move |payload| WorkRequest::write_with_imm(payload, remote, imm);
-        Operate::new(self, usize::MAX, source, request)
+        Operate::new(&*self.link, usize::MAX, source, request)
     }
 
     /// Reads from the start of a peer's memory until `target` is full.
@@ -164,7 +162,7 @@ impl<T: Connected> Connection<T> {
     where
         T: RdmaRead,
     {
-        Operate::new(self, usize::MAX, target, move |payload| WorkRequest::read(payload, remote))
+        Operate::new(&*self.link, usize::MAX, target, move |payload| WorkRequest::read(payload, remote))
     }
 
     /// Stores `new` in the 8 bytes at the start of `remote` if they hold `expected`; gives what they held, in this machine's
@@ -254,10 +252,10 @@ impl<T: Connected> Connection<T> {
     ///
     /// A dropped call leaves the connection open or closed, depending on how far it came.
     pub async fn close(&self) -> Result<(), OperationError> {
-        let idle = self.link.sends_in_flight() == 0;
+        let idle = self.link.lane.lock().sends_in_flight() == 0;
         let result = match self.link.why_ended() {
             Some(Ended::Closed | Ended::ClosedByPeer) => Ok(()),
-            Some(reason) => Err(reason.clone().into()),
+            Some(reason) => Err(reason.into()),
             // A send queue completes in order: when this is done, so is what was posted before.
             None => match self.link.probe().await {
                 // Both sides closed at the same time.
@@ -281,7 +279,7 @@ impl<T: Connected> Connection<T> {
     /// Why the connection ended; `None` while it is healthy.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {
-        self.link.why_ended().cloned()
+        self.link.why_ended()
     }
 
     /// Waits until the connection ended.
@@ -290,19 +288,19 @@ impl<T: Connected> Connection<T> {
     ///
     /// Cancel safe.
     pub async fn until_ended(&self) -> Ended {
-        self.link.ended().await
+        self.link.until_ended().await
     }
 
     /// The pool that messages are received into; its spare buffers are for sending.
     #[must_use]
     pub fn pool(&self) -> &BufferPool {
-        &self.link.pool
+        &self.link.lane.pool
     }
 
     /// The completion queue it uses.
     #[must_use]
     pub fn completion_queue(&self) -> &CompletionQueue {
-        &self.link.queue
+        &self.link.lane.queue
     }
 
     /// The domain it was made in.
@@ -353,17 +351,17 @@ impl<T: Connected> Connection<T> {
         self.link.counters()
     }
 
-    /// The statuses of completions that failed, in the order of their first appearance, and how often each came. Operations and
-    /// receives that nobody waited for do not count.
+    /// The statuses of completions that failed, in the order of their first appearance, and how often each came. Operations that nobody
+    /// waited for and receives that were flushed do not count.
     #[must_use]
     pub fn errors_by_status(&self) -> Vec<(Status, u64)> {
-        self.link.counters.errors.list()
+        self.link.errors_by_status()
     }
 
     async fn atomic(&self, request: impl Request<T>) -> Result<u64, OperationError> {
-        let mut word = self.link.pool.acquire().await;
+        let mut word = self.link.lane.pool.acquire().await;
         word.set_len(size_of::<u64>());
-        let (result, word) = Operate::new(self, usize::MAX, word, request).await;
+        let (result, word) = Operate::new(&*self.link, usize::MAX, word, request).await;
         result?;
         let mut bytes = [0; size_of::<u64>()];
         bytes.copy_from_slice(&word);

@@ -2,11 +2,10 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
-use rdma_core::{Payload, RemoteSlice, WorkRequest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{link::Link, transport::Connected};
-use crate::error::{Ended, OperationError};
+use crate::error::Ended;
 
 /// Says on the stream that the connection is being closed on purpose.
 const GOODBYE: u8 = b'B';
@@ -23,12 +22,12 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reason = tokio::select! {
         biased;
-        reason = link.ended() => reason,
+        reason = link.until_ended() => reason,
         reason = farewell(&mut reader) => reason,
         never = probe_when_idle(&link, keep_alive) => match never {},
     };
     // What the peer sent before it left is received first.
-    while matches!(link.queue.shared.cq.dispatch(), Ok(1..)) {}
+    while matches!(link.lane.queue.shared.dispatch(), Ok(1..)) {}
     link.end(reason);
     let _ = tokio::time::timeout(PATIENCE, async {
         writer.write_all(&[GOODBYE]).await?;
@@ -61,31 +60,9 @@ async fn probe_when_idle<T: Connected>(link: &Link<T>, interval: Option<Duration
         let before = link.counters();
         tokio::time::sleep(interval).await;
         // What is in flight is being watched by the device's own timer.
-        if link.counters() == before && link.sends_in_flight() == 0 {
-            link.counters.keep_alives.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if link.count_keep_alive(before) {
             // A failure ended the connection.
             let _ = link.probe().await;
-        }
-    }
-}
-
-impl<T: Connected> Link<T> {
-    /// An RDMA write of no bytes: it changes nothing at the peer, its key is not looked at (IBTA vol. 1, 9.7.4.1.5), but on RC it is
-    /// acknowledged, and everything posted before it is done when it is.
-    pub(super) async fn probe(&self) -> Result<(), OperationError> {
-        let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
-        let operation =
-            self.post(WorkRequest::write(Payload::empty(), nowhere)).await.map_err(|(error, _)| error)?;
-        let finished = self.finish(operation).await;
-        match finished.result() {
-            Ok(_) => {
-                self.count_success();
-                Ok(())
-            }
-            Err(error) => {
-                self.count_failure(&finished);
-                Err(self.fail(error))
-            }
         }
     }
 }

@@ -26,14 +26,14 @@ pub struct UdAddress {
 
 impl UdAddress {
     /// The sender of a datagram; `None` when the header does not say, which a device does not do.
-    pub(crate) fn of_sender(success: Success<'_>, header: &[u8], needs_gid: bool) -> Option<UdAddress> {
-        let gid = if success.has_grh() { source_gid(header.first_chunk()?, needs_gid) } else { None };
-        if needs_gid && gid.is_none() {
+    pub(crate) fn of_sender(success: Success<'_>, header: &[u8], is_roce: bool) -> Option<UdAddress> {
+        let gid = if success.has_grh() { source_gid(header.first_chunk()?, is_roce) } else { None };
+        if is_roce && gid.is_none() {
             return None;
         }
         Some(UdAddress {
             gid,
-            lid: if needs_gid { 0 } else { success.slid() },
+            lid: if is_roce { 0 } else { success.slid() },
             service_level: success.service_level(),
             qp_num: success.src_qp(),
         })

@@ -3,33 +3,31 @@
 mod address;
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     ops::Deref,
-    sync::{Arc, Mutex, PoisonError, RwLock},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
 use rdma_core::{
-    Buffer, Error, Payload, PostErrorKind, QueuePair, WorkRequest,
-    inflight::{Finished, Operation, WorkQueue},
-    qp::{
-        state::Rts,
-        transport::{Ud, UdInit, UdRtr, UdRts},
-    },
+    Buffer, CompletionError, Error, LinkLayer, Payload, WorkRequest,
+    qp::transport::{Ud, UdInit, UdRtr, UdRts},
 };
+use tokio::sync::Notify;
 
 pub use address::UdAddress;
 use address::{GRH, Handles};
 
 use crate::{
-    connection::check,
+    counters::UdCounters,
     domain::Domain,
     error::{Ended, OperationError},
+    lane::{Arrival, Lane},
+    operate::{Operate, Owner},
     pool::BufferPool,
-    queue::{CompletionQueue, Waiter},
-    source::{Source, prepare},
+    receive::{Receive, Receiver},
+    source::Source,
+    trace,
     wait::WaitMode,
 };
 
@@ -88,21 +86,25 @@ impl Default for UdConfig {
 /// ```
 #[derive(Debug)]
 pub struct UdEndpoint {
-    /// Gone when its completion queue could not be read any more: destroying it ends what is in flight.
-    qp: RwLock<Option<QueuePair<Ud, Rts>>>,
-    send_queue: Arc<WorkQueue>,
-    queue: CompletionQueue,
+    lane: Lane<Ud>,
+    /// Notified when the completion queue cannot be read any more.
+    end: Notify,
     domain: Domain,
-    pool: BufferPool,
     address: UdAddress,
+    is_roce: bool,
     port: u8,
     gid_index: u8,
     qkey: u32,
     mtu: usize,
-    handles: Mutex<Handles>,
-    /// Futures are served in the order of asking.
-    receives: tokio::sync::Mutex<VecDeque<Option<Operation>>>,
-    line: tokio::sync::Mutex<()>,
+    tables: Mutex<Tables>,
+}
+
+/// What is seldom needed.
+#[derive(Debug, Default)]
+struct Tables {
+    handles: Handles,
+    unreadable: u64,
+    recovered: u64,
 }
 
 impl UdEndpoint {
@@ -137,25 +139,25 @@ impl UdEndpoint {
         let qp = qp.init(&UdInit { port: config.port, pkey_index: 0, qkey: config.qkey })?;
         let qp = qp.rtr(&UdRtr {})?.rts(&UdRts { sq_psn: 0 })?;
         let address = UdAddress { gid, lid: port.lid, service_level: 0, qp_num: qp.num() };
-        let endpoint = UdEndpoint {
-            send_queue: Arc::clone(qp.send_queue()),
-            qp: RwLock::new(Some(qp)),
-            queue,
+        let lane = Lane::new(&queue, pool, config.send_depth, config.receive_depth);
+        let left = {
+            let mut state = lane.lock();
+            state.qp = Some(qp);
+            state.refill(&lane)
+        };
+        drop(left);
+        Ok(UdEndpoint {
+            lane,
+            end: Notify::new(),
             domain: domain.clone(),
-            pool,
             address,
+            is_roce: port.link_layer == LinkLayer::Ethernet,
             port: config.port,
             gid_index,
             qkey: config.qkey,
             mtu,
-            handles: Mutex::default(),
-            receives: tokio::sync::Mutex::new(VecDeque::with_capacity(config.receive_depth as usize)),
-            line: tokio::sync::Mutex::new(()),
-        };
-        if let Ok(mut receives) = endpoint.receives.try_lock() {
-            endpoint.refill(&mut receives);
-        }
-        Ok(endpoint)
+            tables: Mutex::default(),
+        })
     }
 
     /// Its address, to tell others.
@@ -173,7 +175,7 @@ impl UdEndpoint {
     /// The pool that datagrams are received into; its spare buffers are for sending.
     #[must_use]
     pub fn pool(&self) -> &BufferPool {
-        &self.pool
+        &self.lane.pool
     }
 
     /// Sends a datagram; the future is ready when it left. The address handle is made with the first datagram to an address and
@@ -181,116 +183,63 @@ impl UdEndpoint {
     ///
     /// # Errors
     ///
-    /// [`OperationError`]; [`TooLong`](OperationError::TooLong) for more than [`max_message`](UdEndpoint::max_message) bytes. A
-    /// completion with an error leaves the send queue unusable, not the receive queue.
+    /// [`OperationError`]; [`TooLong`](OperationError::TooLong) for more than [`max_message`](UdEndpoint::max_message) bytes. Datagrams
+    /// that were posted behind one that the device failed are flushed and not sent; those that are sent after the error was returned
+    /// go out again.
     ///
     /// # Cancel safety
     ///
     /// A dropped future may have sent the datagram or not.
     pub async fn send_to<S: Source>(&self, source: S, to: &UdAddress) -> (Result<(), OperationError>, S) {
-        let length = source.len();
-        if length > self.mtu {
-            return (Err(OperationError::TooLong { length, limit: self.mtu }), source);
-        }
+        self.operate(source, to, None).await
+    }
+
+    /// As [`send_to`](UdEndpoint::send_to), with 32 bits of immediate data: [`Datagram::imm`].
+    ///
+    /// # Errors
+    ///
+    /// As [`send_to`](UdEndpoint::send_to).
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future may have sent the datagram or not.
+    pub async fn send_to_with_imm<S: Source>(
+        &self,
+        source: S,
+        to: &UdAddress,
+        imm: u32,
+    ) -> (Result<(), OperationError>, S) {
+        self.operate(source, to, Some(imm)).await
+    }
+
+    async fn operate<S: Source>(
+        &self,
+        source: S,
+        to: &UdAddress,
+        imm: Option<u32>,
+    ) -> (Result<(), OperationError>, S) {
         let handle = {
-            let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-            handles.get(self.domain.protection_domain(), self.port, self.gid_index, to)
+            let mut tables = self.tables();
+            tables.handles.get(self.domain.protection_domain(), self.port, self.gid_index, to)
         };
         let handle = match handle {
             Ok(handle) => handle,
             Err(error) => return (Err(OperationError::Verb(Arc::new(error))), source),
         };
-        let (payload, kept) = match prepare(source, &self.pool, self.domain.protection_domain()).await {
-            Ok(prepared) => prepared,
-            Err((error, source)) => return (Err(OperationError::Verb(Arc::new(error))), source),
+        let (qp_num, qkey) = (to.qp_num, self.qkey);
+        let request = move |payload: Payload<'static>| match imm {
+            None => WorkRequest::send_to(payload, &handle, qp_num, qkey),
+            Some(imm) => WorkRequest::send_to_with_imm(payload, &handle, qp_num, qkey, imm),
         };
-        let request = WorkRequest::send_to(payload, &handle, to.qp_num, self.qkey);
-        match self.post(request).await {
-            Ok(operation) => {
-                let finished = self.finish(operation).await;
-                let result = finished.result().map(drop).map_err(OperationError::from);
-                (result, S::rejoin(kept, finished.into_buffers()))
-            }
-            Err((error, payload)) => (Err(error), S::rejoin(kept, payload.into_buffers())),
-        }
+        Operate::new(self, self.mtu, source, request).await
     }
 
-    /// Posts `request` when the send queue has a place for it.
-    async fn post(
-        &self,
-        request: WorkRequest<'static, Ud>,
-    ) -> Result<Operation, (OperationError, Payload<'static>)> {
-        let _first = self.line.lock().await;
-        let mut request = Some(request);
-        let mut waiter = Waiter::new(&self.queue.shared);
-        let posted = poll_fn(|cx| waiter.poll(cx, |cx| self.try_post(&mut request, cx))).await;
-        match posted {
-            Ok(posted) => posted.map_err(|(error, request)| (error, request.into_payload())),
-            Err(error) => {
-                let payload = request.map_or_else(Payload::empty, WorkRequest::into_payload);
-                Err((self.fail(&error), payload))
-            }
-        }
+    fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_post(
-        &self,
-        request: &mut Option<WorkRequest<'static, Ud>>,
-        mut cx: Option<&mut Context<'_>>,
-    ) -> Poll<Result<Operation, Refused>> {
-        while let Some(work) = request.take() {
-            match self.start_send(work) {
-                Err((OperationError::Post(PostErrorKind::QueueFull), work)) => *request = Some(work),
-                posted => return Poll::Ready(posted),
-            }
-            let Some(cx) = &mut cx else { break };
-            if self.send_queue.poll_ready(cx).is_pending() {
-                break;
-            }
-        }
-        Poll::Pending
-    }
-
-    #[expect(clippy::result_large_err, reason = "the error gives the request back")]
-    fn start_send(&self, request: WorkRequest<'static, Ud>) -> Result<Operation, Refused> {
-        match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
-            None => Err((gone(), request)),
-            Some(qp) => match qp.start_send(request) {
-                Ok(operation) => Ok(operation.detach()),
-                Err(error) => Err((error.kind.into(), error.request)),
-            },
-        }
-    }
-
-    fn start_recv(&self, mut buffer: Buffer) -> Result<Operation, OperationError> {
-        buffer.set_len(GRH + self.mtu);
-        match &*self.qp.read().unwrap_or_else(PoisonError::into_inner) {
-            None => Err(gone()),
-            Some(qp) => Ok(qp.start_recv(buffer).map_err(|error| error.kind)?.detach()),
-        }
-    }
-
-    /// The completion queue cannot be read: nothing will complete any more unless the pair is destroyed.
-    #[cold]
-    fn fail(&self, error: &Error) -> OperationError {
-        self.qp.write().unwrap_or_else(PoisonError::into_inner).take();
-        Ended::Queue { reason: error.to_string() }.into()
-    }
-
-    /// Waits for a posted send.
-    async fn finish(&self, operation: Operation) -> Finished {
-        let mut operation = Some(operation);
-        let mut waiter = Waiter::new(&self.queue.shared);
-        match poll_fn(|cx| waiter.poll(cx, |cx| check(&mut operation, cx))).await {
-            Ok(finished) => finished,
-            Err(error) => {
-                self.fail(&error);
-                poll_fn(|cx| Operation::poll_finished(&mut operation, cx)).await
-            }
-        }
-    }
-
-    /// The next datagram that arrived, in the order of arrival.
+    /// The next datagram that arrived, in the order of arrival. One whose header does not tell its sender is dropped, and
+    /// [counted](UdCounters::unreadable).
     ///
     /// # Errors
     ///
@@ -300,58 +249,118 @@ impl UdEndpoint {
     ///
     /// Cancel safe: a dropped future consumed no datagram. Several tasks are served in the order of asking.
     pub async fn recv_from(&self) -> Result<Datagram, OperationError> {
-        let mut receives = self.receives.lock().await;
         loop {
-            if receives.is_empty() {
-                // Every buffer of the pool is in a datagram that somebody keeps.
-                let operation = self.start_recv(self.pool.acquire().await)?;
-                receives.push_back(Some(operation));
-            }
-            let mut waiter = Waiter::new(&self.queue.shared);
-            let first = poll_fn(|cx| {
-                waiter.poll(cx, |cx| match receives.front_mut() {
-                    Some(first) => check(first, cx),
-                    None => Poll::Pending,
-                })
-            });
-            let finished = first.await.map_err(|error| self.fail(&error))?;
-            receives.pop_front();
-            self.refill(&mut receives);
-            // One whose sender cannot be told is dropped, as a device drops what it cannot read.
-            if let Some(datagram) = self.datagram(finished)? {
+            let mut receive = Receive::new(self);
+            let arrival = poll_fn(|cx| receive.poll(cx)).await?;
+            drop(receive);
+            if let Some(datagram) = self.datagram(arrival) {
                 return Ok(datagram);
             }
+            self.tables().unreadable += 1;
         }
     }
 
-    /// Posts receives as long as the pool has buffers and the queue room.
-    fn refill(&self, receives: &mut VecDeque<Option<Operation>>) {
-        while receives.len() < receives.capacity() {
-            let Some(buffer) = self.pool.try_acquire() else { break };
-            // What keeps a receive from being posted shows when none is left.
-            let Ok(operation) = self.start_recv(buffer) else { break };
-            receives.push_back(Some(operation));
-        }
-    }
-
-    fn datagram(&self, finished: Finished) -> Result<Option<Datagram>, OperationError> {
-        let completion = *finished.completion();
-        let success = completion.result()?;
+    fn datagram(&self, arrival: Arrival) -> Option<Datagram> {
+        let Arrival { buffer, completion } = arrival;
+        let success = completion.result().ok()?;
         let imm = success.imm();
-        let Some(buffer) = finished.into_buffer() else { return Ok(None) };
-        let Some(header) = buffer.get(..GRH) else { return Ok(None) };
-        let on_roce = self.address.lid == 0 && self.address.gid.is_some();
-        let sender = UdAddress::of_sender(success, header, on_roce);
-        Ok(sender.map(|sender| Datagram { buffer, sender, imm }))
+        let sender = UdAddress::of_sender(success, buffer.get(..GRH)?, self.is_roce)?;
+        Some(Datagram { buffer, sender, imm })
+    }
+
+    /// What happened on this endpoint so far.
+    #[must_use]
+    pub fn counters(&self) -> UdCounters {
+        let lane = self.lane.lock().counters;
+        let Tables { unreadable, recovered, .. } = *self.tables();
+        UdCounters {
+            posted: lane.posted,
+            completed: lane.completed,
+            failed: lane.failed,
+            receives_posted: lane.receives_posted,
+            received: lane.received - unreadable,
+            unreadable,
+            recovered,
+        }
+    }
+
+    /// Brings the send queue back from SQE, where a failed send leaves it (IBTA vol. 1, 10.3.1).
+    fn recover(&self) {
+        let mut state = self.lane.lock();
+        let Some(qp) = state.qp.take() else { return };
+        let error = match qp.send_failed() {
+            // It had not got there, or somebody else has brought it back.
+            Err(error) => {
+                state.qp = Some(error.queue_pair);
+                return;
+            }
+            Ok(qp) => match qp.resume() {
+                Ok(qp) => {
+                    state.qp = Some(qp);
+                    drop(state);
+                    self.tables().recovered += 1;
+                    return;
+                }
+                Err(error) => error,
+            },
+        };
+        drop(state);
+        trace::recovery_failed(self.address.qp_num, &error.error);
+        self.end(Ended::Queue { reason: error.error.to_string() });
+    }
+
+    /// Nothing works any more: destroying the queue pair ends what is in flight.
+    fn end(&self, reason: Ended) {
+        let mut state = self.lane.lock();
+        state.ended.get_or_insert(reason);
+        let qp = state.qp.take();
+        let waiting = state.all_in_line();
+        drop(state);
+        drop(qp);
+        let _ = self.lane.queue.shared.dispatch();
+        waiting.into_iter().for_each(std::task::Waker::wake);
+        self.end.notify_waiters();
     }
 }
 
-/// A work request that was not posted: why, and the request.
-type Refused = (OperationError, WorkRequest<'static, Ud>);
+impl Owner for UdEndpoint {
+    type Transport = Ud;
 
-#[cold]
-fn gone() -> OperationError {
-    Ended::Queue { reason: "it could not be read".into() }.into()
+    #[inline(always)]
+    fn lane(&self) -> &Lane<Ud> {
+        &self.lane
+    }
+
+    fn failed(&self, error: CompletionError) -> OperationError {
+        let ended = self.lane.lock().ended.clone();
+        match ended {
+            Some(reason) if error.is_flush() => reason.into(),
+            Some(_) => error.into(),
+            None => {
+                self.recover();
+                error.into()
+            }
+        }
+    }
+
+    fn unreadable(&self, error: &Error) -> OperationError {
+        let reason = Ended::Queue { reason: error.to_string() };
+        self.end(reason.clone());
+        reason.into()
+    }
+}
+
+impl Receiver for UdEndpoint {
+    async fn ended(&self) -> OperationError {
+        loop {
+            let mut end = std::pin::pin!(self.end.notified());
+            end.as_mut().enable();
+            if let Some(reason) = self.lane.lock().ended.clone() {
+                return reason.into();
+            }
+            end.await;
+        }
+    }
 }
 
 /// A datagram that was received: its bytes, without the header, and who sent it.

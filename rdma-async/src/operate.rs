@@ -1,0 +1,398 @@
+//! The futures of sends, writes, reads and atomics.
+//!
+//! They are written by hand: nearly always an operation of one buffer is posted at the first poll and completes at that or the
+//! next, and a future of nested `async fn`s would cost more instructions than all the rest by being moved about.
+
+use std::{
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use rdma_core::{
+    Buffer, CompletionError, Error, Payload, PostErrorKind, ProtectionDomain, WorkRequest,
+    qp::transport::Transport,
+};
+
+use crate::{
+    error::OperationError,
+    lane::{Finished, Lane, State},
+    line::Ticket,
+    queue::Waiter,
+    reader::{self, Key},
+    source::sealed::Source,
+};
+
+/// Whose lane it is, and what failures mean there.
+pub(crate) trait Owner: Send + Sync {
+    type Transport: Transport;
+
+    fn lane(&self) -> &Lane<Self::Transport>;
+
+    /// An operation failed; gives the error for who waited for it.
+    fn failed(&self, error: CompletionError) -> OperationError;
+
+    /// The completion queue cannot be read: what is in flight must end without it.
+    fn unreadable(&self, error: &Error) -> OperationError;
+}
+
+/// An operation's result, and its memory.
+pub(crate) type Outcome<S> = (Result<(), OperationError>, S);
+
+/// Makes the work request once the memory is known.
+pub(crate) trait Request<T: Transport>:
+    FnOnce(Payload<'static>) -> WorkRequest<'static, T> + Send + Unpin
+{
+}
+
+impl<T: Transport, F: FnOnce(Payload<'static>) -> WorkRequest<'static, T> + Send + Unpin> Request<T> for F {}
+
+/// An operation: not yet posted, posted, or waiting for what it needs to be posted.
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Operate<'c, O: Owner, S: Source, F> {
+    owner: &'c O,
+    /// The longest source that may be sent.
+    limit: usize,
+    /// Until the first poll.
+    start: Option<(S, F)>,
+    stage: Stage<'c, O::Transport, S>,
+    waiter: Waiter<'c>,
+}
+
+enum Stage<'c, T: Transport, S: Source> {
+    /// Not started, or done.
+    Idle,
+    Posted {
+        slot: u32,
+        kept: S::Kept,
+    },
+    /// Stands in line for a place in the send queue.
+    Line {
+        request: WorkRequest<'static, T>,
+        kept: S::Kept,
+        ticket: Ticket,
+    },
+    /// Waits for memory. It allocates, because it waits anyway, and because all others would pay for the room it needs.
+    Memory(Pin<Box<dyn Future<Output = Outcome<S>> + Send + 'c>>),
+}
+
+impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O, S, F> {
+    #[inline]
+    pub(crate) fn new(owner: &'c O, limit: usize, source: S, request: F) -> Self {
+        let waiter = Waiter::new(&owner.lane().queue.shared);
+        Operate { owner, limit, start: Some((source, request)), stage: Stage::Idle, waiter }
+    }
+
+    /// The first poll. `None` when the operation is not done.
+    #[inline(always)]
+    fn start(&mut self, source: S, request: F) -> Option<Outcome<S>> {
+        let lane = self.owner.lane();
+        let length = source.len();
+        if length > self.limit {
+            return Some((Err(OperationError::TooLong { length, limit: self.limit }), source));
+        }
+        let (payload, kept) = match source.split(&lane.pool) {
+            Ok(split) => split,
+            Err(source) => {
+                self.stage = Stage::Memory(Box::pin(copy_and_operate(self.owner, source, request)));
+                return None;
+            }
+        };
+        let mut request = request(payload);
+        let mut state = lane.lock();
+        // Whoever stands in line comes first.
+        let slot = if state.senders.is_empty() && state.ended.is_none() { state.allocate() } else { None };
+        let (Some(slot), Some(qp)) = (slot, &state.qp) else {
+            drop(state);
+            return self.stand_in_line(request, kept);
+        };
+        let id = lane.key().id(slot);
+        if let Err(error) = qp.post_send(request.id(id)) {
+            state.release(slot);
+            drop(state);
+            request = error.request;
+            return match error.kind {
+                PostErrorKind::QueueFull => self.stand_in_line(request, kept),
+                kind => Some(refused(kind.into(), request, kept)),
+            };
+        }
+        state.posted(slot, 1);
+        // What was posted may be done already. Somebody else who reads right now will find it.
+        let queue = &*lane.queue.shared;
+        let Some(mut reader) = queue.reader.try_lock() else {
+            self.stage = Stage::Posted { slot, kept };
+            return None;
+        };
+        let mut buffer = None;
+        // A queue that cannot be read shows again in `wait`.
+        let _ = reader.read(&queue.cq, |completion, later| {
+            let of = completion.id();
+            if of == id && S::IS_BUFFER && completion.completion().is_success() {
+                buffer = completion.take_buffer();
+                state.succeeded(slot);
+            } else if lane.key().is_of(of) {
+                state.deliver(Key::slot(of), completion, later);
+            } else {
+                return false;
+            }
+            true
+        });
+        let later = reader.put_off();
+        drop(reader);
+        drop(state);
+        if later.is_some() {
+            reader::run(later, &queue.reader);
+        }
+        match buffer {
+            Some(buffer) => Some((Ok(()), S::of_buffer(kept, buffer))),
+            None => {
+                self.stage = Stage::Posted { slot, kept };
+                None
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn stand_in_line(
+        &mut self,
+        request: WorkRequest<'static, O::Transport>,
+        kept: S::Kept,
+    ) -> Option<Outcome<S>> {
+        self.stage = Stage::Line { request, kept, ticket: 0 };
+        None
+    }
+
+    /// Not done at the first look.
+    #[inline(never)]
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
+        if let Stage::Memory(future) = &mut self.stage {
+            return future.as_mut().poll(cx);
+        }
+        let (owner, stage) = (self.owner, &mut self.stage);
+        match self.waiter.poll(cx, |cx| stage.check(owner, cx)) {
+            Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
+            Poll::Ready(Err(error)) => {
+                owner.unreadable(&error);
+                // It ends when the queue pair is destroyed.
+                stage.check(owner, Some(cx))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Operate<'c, O, S, F> {
+    type Output = Outcome<S>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
+        let this = &mut *self;
+        if let Some((source, request)) = this.start.take()
+            && let Some(outcome) = this.start(source, request)
+        {
+            return Poll::Ready(outcome);
+        }
+        this.wait(cx)
+    }
+}
+
+impl<T: Transport, S: Source> Stage<'_, T, S> {
+    /// Looks whether it is done; with a context leaves the waker where it will be called.
+    fn check<O: Owner<Transport = T>>(
+        &mut self,
+        owner: &O,
+        cx: Option<&mut Context<'_>>,
+    ) -> Poll<Outcome<S>> {
+        let lane = owner.lane();
+        let mut tried = false;
+        loop {
+            match self {
+                Stage::Posted { slot, .. } => {
+                    let mut state = lane.lock();
+                    let Some(finished) = state.finished(*slot) else {
+                        let old = cx.map(|cx| state.register(*slot, cx.waker()));
+                        drop(state);
+                        drop(old);
+                        return Poll::Pending;
+                    };
+                    drop(state);
+                    let Stage::Posted { kept, .. } = mem::replace(self, Stage::Idle) else { unreachable!() };
+                    return Poll::Ready(outcome(owner, finished, kept));
+                }
+                Stage::Line { ticket, .. } => {
+                    let mut state = lane.lock();
+                    let is_turn = state.senders.is_turn(*ticket);
+                    if state.ended.is_some() || is_turn {
+                        drop(state);
+                        if let Some(outcome) = self.post(lane) {
+                            return Poll::Ready(outcome);
+                        }
+                        if !matches!(self, Stage::Line { .. }) {
+                            continue;
+                        }
+                        state = lane.lock();
+                        if state.ended.is_some() {
+                            continue;
+                        }
+                    }
+                    let (Stage::Line { ticket, .. }, Some(cx)) = (&mut *self, &cx) else {
+                        return Poll::Pending;
+                    };
+                    let old = state.senders.stand(ticket, cx);
+                    let is_turn = state.senders.is_turn(*ticket);
+                    let queue = state.qp.as_ref().map(|qp| Arc::clone(qp.send_queue()));
+                    drop(state);
+                    drop(old);
+                    let Some(queue) = queue.filter(|_| is_turn) else { return Poll::Pending };
+                    if lane.queue.shared.poll_room(&queue, cx.waker()).is_pending() {
+                        return Poll::Pending;
+                    }
+                    // There is room, and yet no place: others get their turn before the next attempt.
+                    if mem::replace(&mut tried, true) {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                // Polled again after it was done.
+                Stage::Idle | Stage::Memory(_) => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Posts what stands first in line. Stays there if there is no place.
+    fn post(&mut self, lane: &Lane<T>) -> Option<Outcome<S>> {
+        let Stage::Line { request, kept, mut ticket } = mem::replace(self, Stage::Idle) else { return None };
+        let mut state = lane.lock();
+        let posted = post(&mut state, lane, request);
+        if let Err((OperationError::Post(PostErrorKind::QueueFull), request)) = posted {
+            *self = Stage::Line { request, kept, ticket };
+            return None;
+        }
+        let wakers = leave(&mut state, &mut ticket);
+        drop(state);
+        wake(wakers);
+        match posted {
+            Ok(slot) => {
+                *self = Stage::Posted { slot, kept };
+                None
+            }
+            Err((error, request)) => Some(refused(error, request, kept)),
+        }
+    }
+}
+
+impl<O: Owner, S: Source, F> Drop for Operate<'_, O, S, F> {
+    #[inline]
+    fn drop(&mut self) {
+        if !matches!(self.stage, Stage::Idle) {
+            give_up(self.owner.lane(), &mut self.stage);
+        }
+    }
+}
+
+/// The future of an operation is dropped: what it posted is carried out, and nobody waits for it.
+#[inline(never)]
+fn give_up<T: Transport, S: Source>(lane: &Lane<T>, stage: &mut Stage<'_, T, S>) {
+    match mem::replace(stage, Stage::Idle) {
+        Stage::Posted { slot, kept } => {
+            let held = lane.lock().ignore(slot, S::bytes_of(kept));
+            drop(held);
+        }
+        Stage::Line { mut ticket, .. } => {
+            let wakers = leave(&mut lane.lock(), &mut ticket);
+            wake(wakers);
+        }
+        Stage::Idle | Stage::Memory(_) => {}
+    }
+}
+
+/// Leaves the line of senders. Gives the waker left there, and that of the next one, to be called.
+pub(crate) fn leave<T: Transport>(
+    state: &mut State<T>,
+    ticket: &mut Ticket,
+) -> (Option<Waker>, Option<Waker>) {
+    if *ticket == 0 {
+        return (None, None);
+    }
+    (state.senders.leave(ticket), state.senders.first())
+}
+
+/// Calls the second waker; the first one only has to be dropped outside of the lock.
+pub(crate) fn wake((_, next): (Option<Waker>, Option<Waker>)) {
+    if let Some(next) = next {
+        next.wake();
+    }
+}
+
+/// A work request that was not posted: why, and the request.
+type Refused<T> = (OperationError, WorkRequest<'static, T>);
+
+/// Posts a work request if the send queue has a place for it now; gives its entry.
+#[expect(clippy::result_large_err, reason = "the error gives the request back")]
+fn post<T: Transport>(
+    state: &mut State<T>,
+    lane: &Lane<T>,
+    request: WorkRequest<'static, T>,
+) -> Result<u32, Refused<T>> {
+    if state.ended.is_some() || state.qp.is_none() {
+        return Err((state.gone(), request));
+    }
+    let Some(slot) = state.allocate() else { return Err((PostErrorKind::QueueFull.into(), request)) };
+    let Some(qp) = &state.qp else { return Err((state.gone(), request)) };
+    match qp.post_send(request.id(lane.key().id(slot))) {
+        Ok(()) => {
+            state.posted(slot, 1);
+            Ok(slot)
+        }
+        Err(error) => {
+            state.release(slot);
+            Err((error.kind.into(), error.request))
+        }
+    }
+}
+
+/// How a finished operation ended.
+fn outcome<O: Owner, S: Source>(owner: &O, mut finished: Finished, kept: S::Kept) -> Outcome<S> {
+    let result = match finished.failure.take() {
+        None => Ok(()),
+        Some(error) => Err(owner.failed(error)),
+    };
+    (result, S::rejoin(kept, finished.into_buffers()))
+}
+
+#[cold]
+fn refused<T: Transport, S: Source>(
+    error: OperationError,
+    request: WorkRequest<'static, T>,
+    kept: S::Kept,
+) -> Outcome<S> {
+    (Err(error), S::rejoin(kept, request.into_payload().into_buffers()))
+}
+
+/// Waits for memory to copy to, then carries out the operation.
+async fn copy_and_operate<O: Owner, S: Source, F: Request<O::Transport>>(
+    owner: &O,
+    source: S,
+    request: F,
+) -> Outcome<S> {
+    let lane = owner.lane();
+    let mut copy = if source.len() <= lane.pool.buffer_size() {
+        lane.pool.acquire().await
+    } else {
+        match memory_of_its_own(lane.pool.domain(), source.len()) {
+            Ok(buffer) => buffer,
+            Err(error) => return (Err(OperationError::Verb(Arc::new(error))), source),
+        }
+    };
+    copy.set_len(source.len());
+    copy.copy_from_slice(source.bytes());
+    let (result, _copy) = Operate::new(owner, usize::MAX, copy, request).await;
+    (result, source)
+}
+
+/// Registered for one operation, which is too long for the pool.
+fn memory_of_its_own(domain: &ProtectionDomain, length: usize) -> Result<Buffer, Error> {
+    Ok(domain.allocate(length)?.into_buffer())
+}
