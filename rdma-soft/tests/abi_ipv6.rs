@@ -24,7 +24,7 @@ use std::sync::mpsc;
 use std::{io, mem, thread};
 
 use common::*;
-use rdma_soft::wire::{Icrc, Ipv6, Ipv6Repr, Packet, UdpRepr};
+use rdma_soft::wire::{Icrc, Ipv6, Ipv6Repr, Packet, Udp, UdpRepr};
 use verbs_sys::*;
 
 type Op = ibv_wr_opcode;
@@ -270,7 +270,8 @@ fn check_capture(path: &Path) -> usize {
         assert_eq!(usize::from(ip.payload_len), frame.len() - 14 - 40);
         let roce = &frame[14 + 40 + 8..];
         Packet::parse(roce).unwrap();
-        let udp = UdpRepr { src_port: 4791, dst_port: 4791, len: ip.payload_len, checksum: 0 };
+        let udp = UdpRepr::parse(Udp::new(&frame[14 + 40..]).unwrap());
+        assert_eq!((udp.dst_port, udp.len), (4791, ip.payload_len), "packet {packets}");
         let (transport, icrc) = roce.split_last_chunk::<4>().unwrap();
         assert_eq!(Icrc::ipv6(&ip, &udp, transport).to_bytes(), *icrc, "packet {packets}");
         packets += 1;

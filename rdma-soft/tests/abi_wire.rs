@@ -14,7 +14,7 @@ mod common;
 use std::process::Command;
 
 use common::*;
-use rdma_soft::wire::{Icrc, Ipv4, Ipv4Repr, Packet, UdpRepr};
+use rdma_soft::wire::{Icrc, Ipv4, Ipv4Repr, Packet, Udp, UdpRepr};
 use verbs_sys::*;
 
 /// Runs the named test of this binary in a process with these variables, and returns what it printed.
@@ -106,7 +106,8 @@ fn check_capture(file: &str, variables: &[(&str, &str)]) {
         let ip = Ipv4Repr::parse(Ipv4::new(&frame[14..]).unwrap()).unwrap();
         let roce = &frame[14 + 20 + 8..];
         Packet::parse(roce).unwrap();
-        let udp = UdpRepr { src_port: 4791, dst_port: 4791, len: (roce.len() + 8) as u16, checksum: 0 };
+        let udp = UdpRepr::parse(Udp::new(&frame[14 + 20..]).unwrap());
+        assert_eq!((udp.dst_port, usize::from(udp.len)), (4791, roce.len() + 8), "packet {packets}");
         let (transport, icrc) = roce.split_last_chunk::<4>().unwrap();
         assert_eq!(Icrc::ipv4(&ip, &udp, transport).to_bytes(), *icrc, "packet {packets}");
         packets += 1;

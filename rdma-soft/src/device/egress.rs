@@ -1,12 +1,10 @@
 //! From state machines to the socket, or straight to a queue pair of this process.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use socket2::SockAddr;
 
 use super::Device;
 use super::counters::DeviceCounter;
@@ -14,7 +12,7 @@ use super::inbox::SentTo;
 use super::peer::{Peer, address_of_gid};
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::Scratch;
-use crate::net::{Envelope, Fault, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
+use crate::net::{Envelope, Fault, IcrcCache, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
 use crate::proto::{Acks, Destination, MAX_PACKET_LEN, Time};
 use crate::wire::{ICRC_LEN, ROCE_V2_PORT};
 
@@ -103,10 +101,9 @@ pub(super) struct Delayed {
 
 #[derive(Debug)]
 struct DelayedSend {
-    to: SockAddr,
+    peer: Peer,
     bytes: Box<[u8]>,
     segment: usize,
-    traffic_class: u8,
 }
 
 impl Device {
@@ -193,8 +190,8 @@ impl Device {
                 continue;
             }
             let end = scratch.batch.run(from);
-            let Batch { bytes, packets, .. } = &mut scratch.batch;
-            if self.send_run(peer, from..end, bytes, packets) {
+            let Scratch { batch: Batch { bytes, packets, .. }, icrcs, .. } = scratch;
+            if self.send_run(peer, from..end, bytes, packets, icrcs) {
                 from = end;
             }
         }
@@ -213,11 +210,18 @@ impl Device {
     }
 
     /// Completes the packets of a run and sends them by one call; false if they must go one by one.
-    fn send_run(&self, peer: &Peer, run: Range<usize>, bytes: &mut [u8], packets: &[Outgoing]) -> bool {
+    fn send_run(
+        &self,
+        peer: &Peer,
+        run: Range<usize>,
+        bytes: &mut [u8],
+        packets: &[Outgoing],
+        icrcs: &mut IcrcCache,
+    ) -> bool {
         let (first, last) = (&packets[run.start].range, &packets[run.end - 1].range);
         for (segment, packet) in packets[run.clone()].iter().enumerate() {
             let identification = u16::try_from(segment).unwrap_or(u16::MAX);
-            self.seal(peer, identification, &mut bytes[packet.range.clone()]);
+            self.seal(peer, identification, &mut bytes[packet.range.clone()], icrcs);
         }
         let all = &bytes[first.start..last.end];
         match self.send_datagrams(peer, all, first.len()) {
@@ -244,11 +248,11 @@ impl Device {
 
     /// Sends or delivers a packet by itself, with faults if they are asked for.
     fn send_one(&self, peer: &Peer, range: Range<usize>, group: Option<[u8; 16]>, scratch: &mut Scratch) {
-        let Scratch { batch, sent_to, .. } = scratch;
+        let Scratch { batch, sent_to, icrcs, .. } = scratch;
         let packet = &mut batch.bytes[range];
         // Without faults a local packet needs no ICRC: nothing can happen to it.
         if !peer.is_local || self.faults.is_some() {
-            self.seal(peer, 0, packet);
+            self.seal(peer, 0, packet, icrcs);
         }
         let mut repeat = 1;
         let mut held = None;
@@ -266,7 +270,7 @@ impl Device {
                 Fault::Reorder => repeat = 0,
             }
             held = if fault == Fault::Reorder {
-                faults.held.replace((peer.address, packet.to_vec()))
+                faults.held.replace((peer.clone(), packet.to_vec()))
             } else {
                 faults.held.take()
             };
@@ -275,8 +279,7 @@ impl Device {
             self.pass_on(peer, packet, group, sent_to);
         }
         // What was held back comes after the packet behind it.
-        if let Some((address, packet)) = held {
-            let peer = self.peer_at(address.ip(), 0);
+        if let Some((peer, packet)) = held {
             self.pass_on(&peer, &packet, None, sent_to);
         }
     }
@@ -299,14 +302,14 @@ impl Device {
     }
 
     /// Writes the ICRC behind a packet.
-    fn seal(&self, peer: &Peer, identification: u16, packet: &mut [u8]) {
+    fn seal(&self, peer: &Peer, identification: u16, packet: &mut [u8], icrcs: &mut IcrcCache) {
         let Some((transport, icrc)) = packet.split_last_chunk_mut::<ICRC_LEN>() else { return };
-        *icrc = self.envelope_to(peer, identification).icrc(transport).to_bytes();
+        *icrc = icrcs.icrc(&self.envelope_to(peer, identification), transport).to_bytes();
     }
 
     pub(super) fn envelope_to(&self, peer: &Peer, identification: u16) -> Envelope {
         Envelope {
-            from: SocketAddr::new(self.address, ROCE_V2_PORT),
+            from: SocketAddr::new(self.address, peer.source_port()),
             to: peer.address,
             traffic_class: peer.traffic_class,
             identification,
@@ -316,7 +319,7 @@ impl Device {
     /// Sends, or queues behind what waits already.
     fn send_datagrams(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
         if self.delayed.bytes.load(Ordering::Acquire) == 0 {
-            match self.socket.send(&peer.to, bytes, segment, peer.traffic_class) {
+            match self.send_now(peer, bytes, segment) {
                 Err(SendError::Full) => {}
                 Err(SendError::Refused(e)) => {
                     self.counters.count(DeviceCounter::SendRefused);
@@ -332,15 +335,17 @@ impl Device {
         }
         self.counters.count(DeviceCounter::SendDelayed);
         self.delayed.bytes.fetch_add(bytes.len(), Ordering::Release);
-        queue.push_back(DelayedSend {
-            to: peer.to.clone(),
-            bytes: bytes.into(),
-            segment,
-            traffic_class: peer.traffic_class,
-        });
+        queue.push_back(DelayedSend { peer: peer.clone(), bytes: bytes.into(), segment });
         drop(queue);
         self.note_deadline(self.now());
         Ok(())
+    }
+
+    fn send_now(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
+        match &peer.path {
+            Some(path) => path.send(bytes, segment),
+            None => self.socket.send(&peer.to, bytes, segment, peer.traffic_class),
+        }
     }
 
     pub(super) fn has_delayed(&self) -> bool {
@@ -354,7 +359,7 @@ impl Device {
         }
         let mut queue = self.delayed.queue.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(send) = queue.front() {
-            match self.socket.send(&send.to, &send.bytes, send.segment, send.traffic_class) {
+            match self.send_now(&send.peer, &send.bytes, send.segment) {
                 Err(SendError::Full) => return false,
                 Ok(()) => {}
                 Err(_) => self.counters.count(DeviceCounter::SendRefused),
@@ -369,14 +374,32 @@ impl Device {
     pub(super) fn release_held(&self, scratch: &mut Scratch) {
         let Some(faults) = &self.faults else { return };
         let held = faults.lock().unwrap_or_else(PoisonError::into_inner).held.take();
-        if let Some((address, packet)) = held {
-            let peer = self.peer_at(address.ip(), 0);
+        if let Some((peer, packet)) = held {
             self.pass_on(&peer, &packet, None, &mut scratch.sent_to);
         }
     }
 
     fn peer_of_destination(&self, destination: &Destination) -> Peer {
         self.peer_at(address_of_gid(destination.gid), destination.traffic_class)
+    }
+
+    /// The destination of a connection, with a path of its own if it can have one.
+    pub(super) fn connected_peer(&self, address: std::net::IpAddr, traffic_class: u8) -> Peer {
+        let mut peer = self.peer_at(address, traffic_class);
+        if !peer.is_local {
+            peer.path = self.paths.get(self.own_address(), peer.address, traffic_class);
+        }
+        peer
+    }
+
+    /// What the device's own socket is bound to.
+    fn own_address(&self) -> SocketAddr {
+        match self.address {
+            std::net::IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+                SocketAddrV6::new(v6, ROCE_V2_PORT, 0, self.interface_index).into()
+            }
+            address => SocketAddr::new(address, ROCE_V2_PORT),
+        }
     }
 
     /// The destination at an address.

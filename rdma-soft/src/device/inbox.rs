@@ -143,7 +143,7 @@ impl Inbox {
 }
 
 /// The inboxes of a queue pair of this process, as its peer knows them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Route {
     /// Where the thread polls that waits for requests of the peer, and for answers.
     requests: Weak<CompletionQueue>,
@@ -200,7 +200,7 @@ impl Device {
         let envelope = self.envelope_to(peer, 0);
         let mut packets = packets.filter_map(|bytes| {
             self.counters.count(DeviceCounter::LocalPackets);
-            self.check(&envelope, origin, bytes).map(|packet| (packet, bytes))
+            self.check(&envelope, origin, bytes, None).map(|packet| (packet, bytes))
         });
         let Some((first, mut bytes)) = packets.next() else { return };
         let (mut qp_num, mut is_request) = (first.bth.dest_qp, first.info().is_request());
@@ -242,7 +242,7 @@ impl Device {
     ) {
         self.counters.count(DeviceCounter::LocalPackets);
         let envelope = self.envelope_to(peer, 0);
-        if self.check(&envelope, origin, bytes).is_none() {
+        if self.check(&envelope, origin, bytes, None).is_none() {
             return;
         }
         for qp in self.members(&envelope, Some(group)) {

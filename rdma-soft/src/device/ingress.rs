@@ -8,7 +8,7 @@ use super::counters::DeviceCounter;
 use super::egress::Origin;
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::{Scratch, Wakes};
-use crate::net::{Datagrams, Envelope};
+use crate::net::{Datagrams, Envelope, IcrcCache};
 use crate::proto::{Acks, PacketMeta, Time};
 use crate::wire::{
     ICRC_LEN, Icrc, Opcode, Packet, ParseError, Qpn, ROCE_V2_PORT, Transport, UnknownIdentification,
@@ -19,7 +19,13 @@ const MULTICAST: Qpn = 0xff_ffff;
 
 impl Device {
     /// Takes what one receive call yielded.
-    pub(super) fn take_datagrams(&self, datagrams: &Datagrams<'_>, now: Time, scratch: &mut Scratch) {
+    pub(super) fn take_datagrams(
+        &self,
+        datagrams: &Datagrams<'_>,
+        icrcs: &mut IcrcCache,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
         self.counters.count(DeviceCounter::ReceiveCalls);
         let envelope = Envelope {
             from: datagrams.source,
@@ -32,7 +38,7 @@ impl Device {
             // The likeliest identification: that of a segment, which is 0 for a lone one.
             let identification = u16::try_from(place).unwrap_or(0);
             let envelope = Envelope { identification, ..envelope };
-            self.check(&envelope, Origin::Wire, bytes).map(|packet| (packet, bytes.len()))
+            self.check(&envelope, Origin::Wire, bytes, Some(icrcs)).map(|packet| (packet, bytes.len()))
         });
         let mut next = packets.next();
         while let Some((packet, len)) = next.take() {
@@ -86,6 +92,7 @@ impl Device {
         envelope: &Envelope,
         origin: Origin,
         bytes: &'b [u8],
+        icrcs: Option<&mut IcrcCache>,
     ) -> Option<Packet<'b>> {
         // The shape before the ICRC: a cheap check before a dear one, and lengths that hold after it.
         let packet = match Packet::parse(bytes) {
@@ -95,7 +102,7 @@ impl Device {
                 return None;
             }
         };
-        if origin != Origin::Local && !self.check_icrc(envelope, origin, bytes) {
+        if origin != Origin::Local && !self.check_icrc(envelope, origin, bytes, icrcs) {
             self.counters.count(DeviceCounter::IcrcError);
             return None;
         }
@@ -134,9 +141,19 @@ impl Device {
 
     /// Whether the ICRC fits. The identification of a received IPv4 header is not known, so any that
     /// explains the ICRC is taken for it.
-    fn check_icrc(&self, envelope: &Envelope, origin: Origin, bytes: &[u8]) -> bool {
+    fn check_icrc(
+        &self,
+        envelope: &Envelope,
+        origin: Origin,
+        bytes: &[u8],
+        icrcs: Option<&mut IcrcCache>,
+    ) -> bool {
         let Some((transport, icrc)) = bytes.split_last_chunk::<ICRC_LEN>() else { return false };
-        let (received, computed) = (Icrc::from_bytes(*icrc), envelope.icrc(transport));
+        let received = Icrc::from_bytes(*icrc);
+        let computed = match icrcs {
+            Some(icrcs) => icrcs.icrc(envelope, transport),
+            None => envelope.icrc(transport),
+        };
         let identification = match origin {
             _ if received == computed => Some(envelope.identification),
             // What explains the difference is the difference of the identifications.

@@ -63,7 +63,8 @@ use settings::Settings;
 use slab::Slab;
 
 use crate::net::{
-    Capture, Envelope, Faults, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose, to_gid,
+    Capture, Envelope, Faults, IcrcCache, Local, OpenError, PCAP_VARIABLE, Paths, ReceiveBuffer, Socket,
+    choose, to_gid,
 };
 use crate::proto::{PathMtu, Time};
 use crate::wire::ICRC_LEN;
@@ -80,6 +81,8 @@ pub(crate) struct Device {
     pub(crate) active_mtu: PathMtu,
     settings: Settings,
     socket: Socket,
+    /// Sockets to the peers of connections.
+    paths: Paths,
     receiver: Mutex<Receiver>,
     queue_pairs: ShardedLock<QueuePairs>,
     pub(crate) memory: MemoryTable,
@@ -110,13 +113,15 @@ type QueuePairs = Slab<Arc<QueuePair>, 24>;
 #[derive(Debug, Default)]
 struct Receiver {
     buffer: ReceiveBuffer,
+    /// Of packets that are received.
+    icrcs: IcrcCache,
 }
 
 #[derive(Debug)]
 struct FaultState {
     source: Faults,
     /// A packet that is to arrive after the next one, and where it goes.
-    held: Option<(std::net::SocketAddr, Vec<u8>)>,
+    held: Option<(peer::Peer, Vec<u8>)>,
 }
 
 /// The right to use the device; the last one closes it.
@@ -187,6 +192,7 @@ impl Handle {
             interface_index,
             active_mtu: mtu_that_fits(interface_mtu),
             socket,
+            paths: Paths::default(),
             receiver: Mutex::default(),
             queue_pairs: ShardedLock::new(Slab::new(MAX_QUEUE_PAIRS)),
             memory: MemoryTable::new(),

@@ -129,9 +129,10 @@ impl Device {
 
     /// One receive call and what follows from it; whether anything came.
     pub(super) fn receive(&self, receiver: &mut Receiver, scratch: &mut Scratch) -> bool {
-        match self.socket.receive(&mut receiver.buffer) {
+        let Receiver { buffer, icrcs } = receiver;
+        match self.socket.receive(buffer) {
             Ok(Some(datagrams)) => {
-                self.take_datagrams(&datagrams, self.now(), scratch);
+                self.take_datagrams(&datagrams, icrcs, self.now(), scratch);
                 true
             }
             // An error is one of the socket's, and no packet came: the transport's timers deal with that.
@@ -142,7 +143,9 @@ impl Device {
     /// Sends the acknowledgements that this thread held and that nothing took along meanwhile.
     pub(super) fn serve_held(&self, scratch: &mut Scratch) -> bool {
         let mut worked = false;
-        while let Some(qp) = scratch.held.pop() {
+        // Those that are held now: one that another thread is sending for comes back to the list.
+        for _ in 0..scratch.held.len() {
+            let Some(qp) = scratch.held.pop() else { break };
             if qp.listed.owes_ack.load(Ordering::Relaxed) {
                 self.settle(&qp, qp.lock(), Acks::Flush, self.now(), scratch);
                 worked = true;

@@ -97,6 +97,7 @@ impl Device {
         if matches!(to, State::Reset | State::Err) {
             self.send_owed(qp);
         }
+        let peer = peer.map(|(address, traffic_class)| self.connected_peer(address, traffic_class));
         scratch::with(|scratch| {
             let mut inner = qp.lock();
             let now = self.now();
@@ -106,8 +107,7 @@ impl Device {
             if to == State::Reset {
                 self.forget(qp, &mut inner);
             }
-            if let Some((address, traffic_class)) = peer {
-                let peer = self.peer_at(address, traffic_class);
+            if let Some(peer) = peer {
                 self.count_remote(qp, inner.peer.as_deref(), Some(&peer));
                 inner.peer = Some(Arc::new(peer));
             }

@@ -9,11 +9,14 @@ use super::completion_queue::CompletionQueue;
 use super::egress::Batch;
 use super::inbox::SentTo;
 use super::queue_pair::QueuePair;
+use crate::net::IcrcCache;
 
 /// Per thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) batch: Batch,
+    /// Of packets that are sent.
+    pub(super) icrcs: IcrcCache,
     pub(super) wakes: Wakes,
     /// Where this thread put packets for other threads.
     pub(super) sent_to: SentTo,
@@ -87,14 +90,18 @@ impl Held {
         }
     }
 
-    /// The next one that still exists.
+    /// The oldest one that still exists.
     pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
-        while let Some(qp) = self.0.pop() {
-            if let Some(qp) = qp.upgrade() {
+        while !self.0.is_empty() {
+            if let Some(qp) = self.0.remove(0).upgrade() {
                 return Some(qp);
             }
         }
         None
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {

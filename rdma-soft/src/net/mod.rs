@@ -6,13 +6,15 @@
 mod address;
 mod envelope;
 mod fault;
+mod path;
 mod pcap;
 mod socket;
 
 pub use address::OpenError;
 pub(crate) use address::{Local, choose, to_gid};
-pub(crate) use envelope::Envelope;
+pub(crate) use envelope::{Envelope, IcrcCache};
 pub(crate) use fault::{FAULT_VARIABLE, Fault, FaultRates, Faults, corrupt};
+pub(crate) use path::{Path, Paths};
 pub(crate) use pcap::{Capture, PCAP_VARIABLE};
 pub(crate) use socket::{Datagrams, MAX_BATCH_LEN, MAX_SEGMENTS, ReceiveBuffer, SendError, Socket};
 

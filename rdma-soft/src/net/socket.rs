@@ -49,14 +49,10 @@ impl Socket {
         let inner = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         inner.set_nonblocking(true)?;
         let fd = inner.as_fd();
-        // With the don't-fragment bit the kernel puts 0 into the IPv4 identification, which the ICRC
-        // covers; PROBE because the path MTU is the queue pair's business.
         if is_ipv6 {
             inner.set_only_v6(true)?;
-            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
-        } else {
-            sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
         }
+        never_fragment(&inner, is_ipv6)?;
         // Older kernels have no GRO: then each datagram comes alone, which is only slower.
         let _ = sys::set_option(fd, libc::SOL_UDP, sys::UDP_GRO, 1);
         let buffer = i32::try_from(SOCKET_BUFFER).unwrap_or(i32::MAX);
@@ -64,9 +60,7 @@ impl Socket {
         if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, buffer).is_err() {
             inner.set_recv_buffer_size(SOCKET_BUFFER)?;
         }
-        if sys::set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, buffer).is_err() {
-            inner.set_send_buffer_size(SOCKET_BUFFER)?;
-        }
+        enlarge_send_buffer(&inner)?;
         inner.bind(&address.into())?;
         Ok(Socket { inner, is_ipv6, segmentation: AtomicBool::new(true) })
     }
@@ -101,38 +95,13 @@ impl Socket {
         traffic_class: u8,
     ) -> Result<(), SendError> {
         let segmented = bytes.len() > segment;
-        let result = if !segmented && traffic_class == 0 {
+        if !segmented && traffic_class == 0 {
             // The common short message: the cheapest call there is.
-            self.inner.send_to(bytes, to)
-        } else {
-            let mut control = Control::new();
-            if segmented {
-                let size = u16::try_from(segment).unwrap_or(u16::MAX);
-                control.push(libc::SOL_UDP, sys::UDP_SEGMENT, &size.to_ne_bytes());
-            }
-            if traffic_class != 0 {
-                let (level, kind) = if self.is_ipv6 {
-                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-                } else {
-                    (libc::IPPROTO_IP, libc::IP_TOS)
-                };
-                control.push(level, kind, &i32::from(traffic_class).to_ne_bytes());
-            }
-            let buffers = [IoSlice::new(bytes)];
-            let message = MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.as_bytes());
-            self.inner.sendmsg(&message, 0)
-        };
-        match result {
-            Ok(_) => Ok(()),
-            Err(e) => Err(match e.raw_os_error() {
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => SendError::Full,
-                // What kernels and drivers answer that cannot segment or checksum.
-                Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE) if segmented => {
-                    SendError::NoSegmentation
-                }
-                _ => SendError::Refused(e),
-            }),
+            return outcome(self.inner.send_to(bytes, to), false);
         }
+        let size = segmented.then(|| u16::try_from(segment).unwrap_or(u16::MAX));
+        let class = (traffic_class != 0).then(|| (traffic_class_option(self.is_ipv6), traffic_class));
+        outcome(send_message(&self.inner, Some(to), bytes, size, class), segmented)
     }
 
     /// Receives what one call yields: one datagram, or several of one sender and one size.
@@ -216,6 +185,69 @@ impl<'b> Datagrams<'b> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'b [u8]> + use<'b> {
         self.bytes.chunks(self.segment)
     }
+}
+
+/// With the don't-fragment bit the kernel puts 0 into the IPv4 identification, which the ICRC covers; PROBE
+/// because the path MTU is the queue pair's business.
+pub(super) fn never_fragment(socket: &socket2::Socket, is_ipv6: bool) -> io::Result<()> {
+    let (level, name, value) = if is_ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+    };
+    sys::set_option(socket.as_fd(), level, name, value)
+}
+
+/// Room for as much as the receiver's: the privileged option first, the plain one is capped by
+/// net.core.wmem_max.
+pub(super) fn enlarge_send_buffer(socket: &socket2::Socket) -> io::Result<()> {
+    let buffer = i32::try_from(SOCKET_BUFFER).unwrap_or(i32::MAX);
+    if sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, buffer).is_err() {
+        socket.set_send_buffer_size(SOCKET_BUFFER)?;
+    }
+    Ok(())
+}
+
+/// Level and name of the traffic class, as a socket option and as a control message.
+pub(super) fn traffic_class_option(is_ipv6: bool) -> (i32, i32) {
+    if is_ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) } else { (libc::IPPROTO_IP, libc::IP_TOS) }
+}
+
+/// Sends with control messages: the segment size, where 0 is none whatever the socket's own is, and the
+/// traffic class.
+pub(super) fn send_message(
+    socket: &socket2::Socket,
+    to: Option<&SockAddr>,
+    bytes: &[u8],
+    segment: Option<u16>,
+    traffic_class: Option<((i32, i32), u8)>,
+) -> io::Result<usize> {
+    let mut control = Control::new();
+    if let Some(size) = segment {
+        control.push(libc::SOL_UDP, sys::UDP_SEGMENT, &size.to_ne_bytes());
+    }
+    if let Some(((level, kind), class)) = traffic_class {
+        control.push(level, kind, &i32::from(class).to_ne_bytes());
+    }
+    let buffers = [IoSlice::new(bytes)];
+    let mut message = MsgHdr::new().with_buffers(&buffers).with_control(control.as_bytes());
+    if let Some(to) = to {
+        message = message.with_addr(to);
+    }
+    socket.sendmsg(&message, 0)
+}
+
+/// What the result of sending means.
+pub(super) fn outcome(result: io::Result<usize>, segmented: bool) -> Result<(), SendError> {
+    let Err(e) = result else { return Ok(()) };
+    Err(match e.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => SendError::Full,
+        // What kernels and drivers answer that cannot segment or checksum.
+        Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE) if segmented => {
+            SendError::NoSegmentation
+        }
+        _ => SendError::Refused(e),
+    })
 }
 
 fn read_int(data: &[u8]) -> Option<usize> {

@@ -20,8 +20,8 @@ const BTH_RESERVED: usize = 4;
 pub struct Icrc(u32);
 
 /// The ICRC of the headers before BTH. The same for all packets of one length between two sockets, so worth keeping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IcrcPrefix(u32);
+#[derive(Debug, Clone)]
+pub struct IcrcPrefix(crc32fast::Hasher);
 
 impl IcrcPrefix {
     /// Headers over IPv4. Traffic class, hop limit and UDP checksum do not matter, the lengths, the
@@ -53,13 +53,15 @@ impl IcrcPrefix {
         if let Some(out) = head.last_chunk_mut() {
             UdpRepr { checksum: 0xffff, ..*udp }.emit(out);
         }
-        Self(crc32fast::hash(head))
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(head);
+        Self(hasher)
     }
 
     /// The ICRC of a packet with these headers. `transport` is BTH to padding.
     #[must_use]
-    pub fn icrc(self, transport: &[u8]) -> Icrc {
-        let mut hasher = crc32fast::Hasher::new_with_initial(self.0);
+    pub fn icrc(&self, transport: &[u8]) -> Icrc {
+        let mut hasher = self.0.clone();
         // BTH is copied to be masked; a short packet goes along, for one run is faster than two.
         let mut masked = [0; 128];
         let split = if transport.len() <= masked.len() { transport.len() } else { BthRepr::LEN };
