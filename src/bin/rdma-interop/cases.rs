@@ -56,6 +56,10 @@ pub(crate) enum Case {
     },
     /// Compare-and-swap and fetch-and-add.
     Atomics,
+    /// A message that takes the key of a memory window back.
+    SendWithInvalidate {
+        size: usize,
+    },
     Datagram {
         size: usize,
     },
@@ -83,6 +87,8 @@ impl Plan {
             }
         }
         cases.extend([Case::Atomics, Case::SlowReceiver]);
+        // One packet, and several.
+        cases.extend([8, 3000].map(|size| Case::SendWithInvalidate { size }));
         if !self.lossy {
             cases
                 .extend(self.sizes.iter().filter(|&&size| size <= 4096).map(|&size| Case::Datagram { size }));
@@ -125,6 +131,7 @@ impl fmt::Display for Case {
                 write!(f, "{service} {verb}, {size} bytes, path MTU {mtu}")
             }
             Case::Atomics => f.write_str("RC compare-and-swap, fetch-and-add"),
+            Case::SendWithInvalidate { size } => write!(f, "RC send with invalidate, {size} bytes"),
             Case::Datagram { size } => write!(f, "UD send, {size} bytes"),
             Case::SlowReceiver => f.write_str("RC send before the receive is posted"),
             Case::Fault(fault) => f.write_str(match fault {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rdma_core::qp::transport::Rc;
-use rdma_core::{Observed, RemoteAccess, RemoteSlice, WorkRequest};
+use rdma_core::{AsyncEvents, Event, EventKind, Observed, RemoteAccess, RemoteSlice, WorkRequest};
 
 use crate::Fallible;
 use crate::cases::Fault;
@@ -108,9 +108,9 @@ impl Session {
     }
 
     fn be_wronged(&mut self, pair: Pair<Rc>, fault: Fault) -> Fallible<String> {
-        let is_rxe = self.context.name().starts_with("rxe");
-        let expected = fault.expected(is_rxe).receive;
-        self.link.tell(&is_rxe)?;
+        let expected = fault.expected(self.is_rxe).receive;
+        self.link.tell(&self.is_rxe)?;
+        let events = self.context.events()?;
         let region = self.domain.share(vec![0x77; SIZE], fault.access())?;
         let receive = match fault {
             Fault::ReceiveTooSmall => {
@@ -142,8 +142,25 @@ impl Session {
         if (state == Observed::Failed) != fault.fails_responder() {
             return Err(format!("afterwards the responder's pair is {state:?}").into());
         }
-        Ok(format!("responder {state:?}"))
+        let event = if fault.fails_responder() { event_of(&events, pair.qp.num())? } else { None };
+        Ok(format!("responder {state:?}, event {event:?}"))
     }
+}
+
+/// The asynchronous event of a pair, if one comes within a moment.
+fn event_of(events: &AsyncEvents, pair: u32) -> Fallible<Option<EventKind>> {
+    let deadline = Instant::now() + Duration::from_millis(200);
+    while Instant::now() < deadline {
+        while let Some(event) = events.next_event()? {
+            if let Event::QueuePair(kind, Some(handle)) = event
+                && handle.num() == pair
+            {
+                return Ok(Some(kind));
+            }
+        }
+        let _ = events.wait(Duration::from_millis(20))?;
+    }
+    Ok(None)
 }
 
 /// The state of a pair, after a moment for it to fail in if it should.

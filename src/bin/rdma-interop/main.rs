@@ -14,6 +14,7 @@ mod faults;
 mod link;
 mod session;
 mod transfers;
+mod windows;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -92,7 +93,8 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
         }
         Role::Responder => link.hear()?,
     };
-    let mut session = Session::new(&context, arguments.gid_index, link, role, plan.lossy)?;
+    let is_rxe = session::is_rxe(&context, choice.device.provider())?;
+    let mut session = Session::new(&context, is_rxe, arguments.gid_index, link, role, plan.lossy)?;
     let mut all = true;
     for case in plan.cases() {
         all &= report(&mut session, &case)?;

@@ -7,7 +7,7 @@ use rdma_core::qp::state::Rts;
 use rdma_core::qp::transport::{Rc, Uc};
 use rdma_core::{
     Buffer, CompletionQueue, ConnectOptions, Context, Endpoint, EndpointOptions, Mtu, ProtectionDomain,
-    QueuePair,
+    Provider, QueuePair,
 };
 
 use crate::Fallible;
@@ -24,6 +24,8 @@ pub(crate) enum Role {
 pub(crate) struct Session {
     pub(crate) context: Context,
     pub(crate) domain: ProtectionDomain,
+    /// Whether the device is the kernel's rxe, which differs in places (docs/INTEROP.md).
+    pub(crate) is_rxe: bool,
     pub(crate) link: Link,
     pub(crate) role: Role,
     pub(crate) gid_index: Option<u8>,
@@ -66,6 +68,7 @@ macro_rules! pair {
 impl Session {
     pub(crate) fn new(
         context: &Context,
+        is_rxe: bool,
         gid_index: Option<u8>,
         link: Link,
         role: Role,
@@ -74,7 +77,7 @@ impl Session {
         let (rounds, limit) =
             if lossy { (20, Duration::from_secs(60)) } else { (1, Duration::from_secs(20)) };
         let domain = context.protection_domain()?;
-        Ok(Session { context: context.clone(), domain, link, role, gid_index, rounds, limit })
+        Ok(Session { context: context.clone(), domain, is_rxe, link, role, gid_index, rounds, limit })
     }
 
     pair!(rc, Rc);
@@ -96,6 +99,7 @@ impl Session {
             Case::Transfer { service: Service::Rc, verb, mtu, size } => self.rc_transfer(verb, mtu, size),
             Case::Transfer { service: Service::Uc, verb, mtu, size } => self.uc_transfer(verb, mtu, size),
             Case::Atomics => self.atomics(),
+            Case::SendWithInvalidate { size } => self.send_with_invalidate(size),
             Case::Datagram { size } => self.datagram(size),
             Case::SlowReceiver => self.slow_receiver(),
             Case::Fault(fault) => self.fault(fault),
@@ -113,6 +117,11 @@ impl Session {
     pub(crate) fn finish(&self, operation: Operation<QueueRef<'_>>) -> Fallible<Finished> {
         operation.wait(self.limit).map_err(|(error, _)| error.into())
     }
+}
+
+/// No manufacturer has the number that rxe gives itself.
+pub(crate) fn is_rxe(context: &Context, provider: Provider) -> Fallible<bool> {
+    Ok(provider != Provider::Soft && context.attributes()?.vendor_id == 0xff_ffff)
 }
 
 /// What a message of `size` bytes contains.

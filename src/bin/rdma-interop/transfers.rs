@@ -71,14 +71,14 @@ impl Session {
     }
 
     /// A buffer with the pattern of its size.
-    fn filled(&self, size: usize) -> Fallible<Buffer> {
+    pub(crate) fn filled(&self, size: usize) -> Fallible<Buffer> {
         let mut buffer = self.buffer(size)?;
         buffer.copy_from_slice(&pattern(size));
         Ok(buffer)
     }
 
     /// Posts a request and waits until it succeeded.
-    fn request<T: Connected>(&self, pair: &Pair<T>, request: WorkRequest<'_, T>) -> Fallible<()> {
+    pub(crate) fn request<T: Connected>(&self, pair: &Pair<T>, request: WorkRequest<'_, T>) -> Fallible<()> {
         let operation = pair.qp.start_send(request).map_err(|error| error.to_string())?;
         self.finish(operation)?.result()?;
         Ok(())
@@ -262,12 +262,12 @@ impl Session {
 
 /// For what must arrive however slow the machine and lossy the network: 0.27 s, and 7 retries, which
 /// are endless on rxe (docs/INTEROP.md).
-fn patient(options: &mut ConnectOptions) {
+pub(crate) fn patient(options: &mut ConnectOptions) {
     options.timeout = 16;
     options.retry_count = 7;
 }
 
-fn contents(region: &SharedRegion) -> Fallible<Vec<u8>> {
+pub(crate) fn contents(region: &SharedRegion) -> Fallible<Vec<u8>> {
     let mut bytes = vec![0; region.len()];
     region.copy_out(0, &mut bytes)?;
     Ok(bytes)
