@@ -12,6 +12,7 @@ use crate::cq::{CompletionChannel, CompletionQueueBuilder};
 use crate::device::{AtomicCapability, DeviceAttributes};
 use crate::event::ParkedEvent;
 use crate::inflight::QueueTable;
+use crate::ops::DataPath;
 use crate::pd::ProtectionDomain;
 use crate::qp::QueuePairHandle;
 use crate::srq::SrqInner;
@@ -22,6 +23,7 @@ pub(crate) struct ContextInner {
     pub(crate) verbs: &'static Verbs,
     pub(crate) ptr: NonNull<ibv_context>,
     pub(crate) name: String,
+    pub(crate) data_path: DataPath,
     pub(crate) queues: Arc<QueueTable>,
     /// Queue pairs and shared receive queues by the address of the provider's object, for events.
     pub(crate) qps: Mutex<HashMap<NonZeroUsize, QueuePairHandle>>,
@@ -37,12 +39,22 @@ unsafe impl Send for ContextInner {}
 unsafe impl Sync for ContextInner {}
 
 impl ContextInner {
-    pub(crate) fn new(verbs: &'static Verbs, ptr: NonNull<ibv_context>, name: String) -> Arc<ContextInner> {
+    /// # Safety
+    ///
+    /// `ptr` is of `ibv_open_device` of these verbs, and is given up.
+    pub(crate) unsafe fn new(
+        verbs: &'static Verbs,
+        ptr: NonNull<ibv_context>,
+        name: String,
+    ) -> Arc<ContextInner> {
         let queues = Arc::new(QueueTable::new());
+        // SAFETY: just opened.
+        let data_path = unsafe { DataPath::of(ptr) };
         Arc::new(ContextInner {
             verbs,
             ptr,
             name,
+            data_path,
             queues,
             qps: Mutex::default(),
             srqs: Mutex::default(),

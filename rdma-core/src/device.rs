@@ -283,7 +283,9 @@ impl Device {
         // SAFETY: the device is of a live list.
         let ptr = unsafe { (self.list.verbs.ibv_open_device)(self.ptr.as_ptr()) };
         let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_open_device"))?;
-        Ok(Context { inner: ContextInner::new(self.list.verbs, ptr, self.name.clone()) })
+        // SAFETY: just opened with these verbs.
+        let inner = unsafe { ContextInner::new(self.list.verbs, ptr, self.name.clone()) };
+        Ok(Context { inner })
     }
 }
 

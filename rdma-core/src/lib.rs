@@ -35,6 +35,7 @@ mod fd;
 pub mod inflight;
 mod mr;
 mod mw;
+mod ops;
 mod pd;
 mod port;
 pub mod qp;

@@ -4,9 +4,8 @@ use std::fmt;
 
 use verbs_sys::{ibv_wc, ibv_wc_flags, ibv_wc_opcode, ibv_wc_status};
 
-use super::poll::BATCH;
 use super::status::{CompletionError, Status};
-use crate::inflight::{Health, Held, SimpleSlot, SlotPayload};
+use crate::inflight::{Health, Held};
 use crate::mr::Buffer;
 
 /// What a work request asked for.
@@ -33,18 +32,18 @@ pub enum Opcode {
 }
 
 /// `wr_id` of an entry that names no work request: no queue has this number. The low bits are free for other use.
-const NAMELESS: u64 = !0xff;
+const NAMELESS: u64 = !0x3f;
 
 impl Opcode {
-    /// What the `wr_id` of a completion becomes once that is found.
+    /// What the `wr_id` of a completion becomes once that is found; that of a simple one ends in the opcode as it is.
     #[inline]
-    pub(crate) fn tag(self) -> u64 {
+    fn tag(self) -> u64 {
         NAMELESS | self as u64
     }
 
     #[inline]
     fn of(tag: u64) -> Opcode {
-        match tag & 0xff {
+        match tag & 7 {
             0 => Opcode::Send,
             1 => Opcode::Write,
             2 => Opcode::Read,
@@ -61,12 +60,22 @@ impl Opcode {
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct WorkCompletion {
-    /// As the provider wrote it, but for `wr_id`, which named the work request and now tells its opcode, and
+    /// As the provider wrote it, but for `wr_id`, which named the work request and of which now the low bits tell its opcode, and
     /// `byte_len`, which says nothing on a failure and then holds the status of the queue pair's first error, or 0.
     wc: ibv_wc,
 }
 
 impl WorkCompletion {
+    /// As it is.
+    pub(super) fn of(wc: ibv_wc) -> WorkCompletion {
+        WorkCompletion { wc }
+    }
+
+    #[inline(always)]
+    pub(super) fn raw(&self) -> &ibv_wc {
+        &self.wc
+    }
+
     #[inline]
     pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health) -> WorkCompletion {
         let mut this = WorkCompletion { wc };
@@ -266,226 +275,10 @@ impl Success<'_> {
     }
 }
 
-/// One entry of `Completions`.
-#[derive(Default)]
-pub(crate) struct Item {
-    id: u64,
-    /// The first entry of the list, if it is a buffer.
-    buffer: Option<Buffer>,
-    /// What else of the list there is, in order.
-    rest: Vec<Held>,
-}
-
-/// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
-#[derive(Default)]
-pub struct Completions {
-    /// What each says. The provider writes to the first `BATCH`.
-    wcs: Vec<WorkCompletion>,
-    /// And what belongs to it: as many, of which the first `len` are lent and the others empty.
-    items: Vec<Item>,
-    len: usize,
-    /// Whether items have a `rest`.
-    lists: bool,
-}
-
-impl Completions {
-    /// Empty storage, which grows to the largest lot of completions polled at once.
-    #[must_use]
-    pub fn new() -> Completions {
-        Completions::default()
-    }
-
-    /// Drops what was not taken.
-    #[inline(always)]
-    pub(crate) fn clear(&mut self) {
-        let len = std::mem::take(&mut self.len);
-        let lent = &mut self.items[..len];
-        if lent.iter().any(|item| item.buffer.is_some()) {
-            drop_buffers(lent);
-        }
-        if self.lists {
-            self.lists = false;
-            self.items.iter_mut().for_each(|item| item.rest.clear());
-        }
-    }
-
-    /// The places for what one call of the verb can give.
-    #[inline(always)]
-    pub(crate) fn places(&mut self) -> (&mut [WorkCompletion; BATCH], &mut [Item; BATCH]) {
-        if self.wcs.len() < BATCH {
-            self.grow(BATCH);
-        }
-        match (self.wcs.first_chunk_mut(), self.items.first_chunk_mut()) {
-            (Some(wcs), Some(items)) => (wcs, items),
-            _ => unreachable!("just grown"),
-        }
-    }
-
-    #[cold]
-    fn grow(&mut self, len: usize) {
-        self.wcs.resize(len, WorkCompletion { wc: NOTHING });
-        self.items.resize_with(len, Item::default);
-    }
-
-    /// Takes the entries that the verb wrote from the `from`th on.
-    pub(crate) fn take_landed(&mut self, from: usize) -> [ibv_wc; BATCH] {
-        let mut landed = [NOTHING; BATCH];
-        for (to, WorkCompletion { wc }) in landed.iter_mut().zip(self.places().0).skip(from) {
-            *to = std::mem::replace(wc, NOTHING);
-        }
-        landed
-    }
-
-    /// Adds a completion and what its slot held. Comes after `take_landed`.
-    pub(crate) fn push(&mut self, completion: WorkCompletion, id: u64, held: impl IntoIterator<Item = Held>) {
-        if self.len == self.items.len() {
-            self.grow(self.len + BATCH);
-        }
-        self.wcs[self.len] = completion;
-        let item = &mut self.items[self.len];
-        self.len += 1;
-        item.id = id;
-        let mut held = held.into_iter();
-        match held.next() {
-            Some(Held::Buffer(buffer)) => item.buffer = Some(buffer),
-            other => item.rest.extend(other),
-        }
-        item.rest.extend(held);
-        self.lists |= !item.rest.is_empty();
-    }
-
-    /// Lends the first `len` places: see [`lend_simple`].
-    #[inline(always)]
-    pub(crate) fn lend(&mut self, len: usize) {
-        self.len = len;
-    }
-
-    #[inline]
-    pub(crate) fn iter(&mut self) -> impl ExactSizeIterator<Item = Completion<'_>> + use<'_> {
-        let lent = self.items[..self.len].iter_mut().zip(&self.wcs[..self.len]);
-        lent.map(|(item, completion)| Completion { item, completion })
-    }
-}
-
-/// Moves buffers to the places of the first of `n` completions that the verb wrote, as long as they are simple: as `claim`
-/// says, which gives the slot of a completion, and the opcode as a tag. Gives how many. The places are empty.
-#[inline(always)]
-pub(crate) fn lend_simple<'q>(
-    (wcs, items): (&mut [WorkCompletion; BATCH], &mut [Item; BATCH]),
-    n: usize,
-    mut claim: impl FnMut(&ibv_wc) -> Option<(SimpleSlot<'q, SlotPayload>, u64)>,
-) -> usize {
-    let n = n.min(BATCH);
-    for (count, (WorkCompletion { wc }, item)) in wcs[..n].iter_mut().zip(items).enumerate() {
-        let Some((slot, tag)) = claim(wc) else { return count };
-        // SAFETY: claimed as simple, and given up.
-        let (id, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
-        slot.release();
-        // Nothing to drop: the place is empty.
-        std::mem::forget(item.buffer.replace(buffer));
-        item.id = id;
-        wc.wr_id = tag;
-    }
-    n
-}
-
-#[inline(never)]
-fn drop_buffers(items: &mut [Item]) {
-    items.iter_mut().for_each(|item| item.buffer = None);
-}
-
 /// An entry that names nothing.
-const NOTHING: ibv_wc = {
+pub(super) const NOTHING: ibv_wc = {
     // SAFETY: integers and a union of integers: all zeroes are a value.
     let mut nothing: ibv_wc = unsafe { std::mem::zeroed() };
     nothing.wr_id = NAMELESS;
     nothing
 };
-
-impl fmt::Debug for Completions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Completions").field("len", &self.len).finish_non_exhaustive()
-    }
-}
-
-/// A completion of a work request that was posted with `post_*`: what it says, and its buffers.
-pub struct Completion<'a> {
-    item: &'a mut Item,
-    completion: &'a WorkCompletion,
-}
-
-impl Completion<'_> {
-    /// The number given to the work request.
-    #[must_use]
-    #[inline]
-    pub fn id(&self) -> u64 {
-        self.item.id
-    }
-
-    /// What it says.
-    #[must_use]
-    #[inline]
-    pub fn completion(&self) -> &WorkCompletion {
-        self.completion
-    }
-
-    /// What the work request asked for.
-    #[must_use]
-    #[inline]
-    pub fn opcode(&self) -> Opcode {
-        self.completion.opcode()
-    }
-
-    /// Success, or why not.
-    ///
-    /// # Errors
-    ///
-    /// [`CompletionError`].
-    #[inline]
-    pub fn result(&self) -> Result<Success<'_>, CompletionError> {
-        self.completion.result()
-    }
-
-    /// Takes the first buffer of the scatter/gather list (the only one, of most). After a successful
-    /// receive it shows what was received.
-    #[inline]
-    pub fn take_buffer(&mut self) -> Option<Buffer> {
-        let mut buffer = self.item.buffer.take()?;
-        if let Some(len) = self.completion.received_len() {
-            if !self.item.rest.is_empty() {
-                self.shorten_rest(len.saturating_sub(buffer.len()));
-            }
-            buffer.truncate(len);
-        }
-        Some(buffer)
-    }
-
-    /// The first buffer goes by itself: what is left of the message lies in the others, in order.
-    #[cold]
-    fn shorten_rest(&mut self, mut left: usize) {
-        for held in &mut self.item.rest {
-            let offered = held.sge().length as usize;
-            let n = left.min(offered);
-            left -= n;
-            if let Held::Buffer(buffer) = held {
-                buffer.truncate(n);
-            }
-        }
-    }
-
-    /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
-    /// show what was received.
-    pub fn take_buffers(&mut self) -> impl Iterator<Item = Buffer> {
-        let first = self.item.buffer.take().map(Held::Buffer);
-        self.completion.received(first.into_iter().chain(self.item.rest.drain(..)))
-    }
-}
-
-impl fmt::Debug for Completion<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Completion")
-            .field("id", &self.item.id)
-            .field("completion", self.completion)
-            .finish_non_exhaustive()
-    }
-}

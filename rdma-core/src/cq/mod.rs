@@ -2,6 +2,7 @@
 
 mod channel;
 mod completion;
+mod completions;
 mod poll;
 mod status;
 
@@ -16,18 +17,23 @@ use verbs_sys::{ibv_cq, ibv_cq_attr_mask, ibv_moderate_cq, ibv_modify_cq_attr, i
 
 pub(crate) use channel::ChannelInner;
 pub use channel::CompletionChannel;
-pub use completion::{Completion, Completions, Opcode, Success, WorkCompletion};
+pub use completion::{Opcode, Success, WorkCompletion};
+pub use completions::{Completion, Completions};
 pub use poll::PollError;
 pub(crate) use poll::{BATCH, Later, Parked, Parking, Sink, run};
 pub use status::{CompletionError, Status};
 
 use crate::context::ContextInner;
-use crate::inflight::{QueueIndex, WorkQueue};
+use crate::inflight::{Entries, QueueIndex, WorkQueue};
+use crate::ops::PollCq;
 use crate::{Error, leak};
 
 /// A live completion queue.
 pub(crate) struct CqInner {
     pub(crate) ptr: NonNull<ibv_cq>,
+    poll_cq: PollCq,
+    /// Those of the context.
+    entries: NonNull<Entries>,
     pub(crate) context: Arc<ContextInner>,
     pub(crate) channel: Option<Arc<ChannelInner>>,
     /// What the channel knows it by.
@@ -54,12 +60,14 @@ pub(crate) struct CqState {
     /// indices that those completions name: free when the queue was polled empty.
     pub(crate) zombies: Vec<(u32, Option<Arc<QueueIndex>>)>,
     pub(crate) credit_waiters: Vec<Waker>,
-    /// Nothing parked, put off, no zombies and no waiters: one test for the common case.
-    pub(crate) is_quiet: bool,
+    /// Nothing parked, put off, no zombies and no waiters.
+    is_quiet: bool,
     /// Queues with their whole depth reserved.
     prepaid: Vec<Weak<WorkQueue>>,
     /// All queues count: a completion returns a credit.
-    pub(crate) counts: bool,
+    counts: bool,
+    /// `is_quiet`, and not `counts`: one test for the common case.
+    is_plain: bool,
     /// What a poller puts off, kept for its storage; empty outside of a poll.
     pub(crate) deferred: Vec<Later>,
 }
@@ -67,7 +75,17 @@ pub(crate) struct CqState {
 impl CqState {
     pub(crate) fn add_zombie(&mut self, credits: u32, index: Option<Arc<QueueIndex>>) {
         self.zombies.push((credits, index));
-        self.is_quiet = false;
+        self.set_quiet(false);
+    }
+
+    fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
+        self.is_plain = is_quiet && !self.counts;
+    }
+
+    fn set_counts(&mut self) {
+        self.counts = true;
+        self.is_plain = false;
     }
 }
 
@@ -83,6 +101,7 @@ impl Default for CqState {
             zombies: Vec::new(),
             credit_waiters: Vec::new(),
             is_quiet: true,
+            is_plain: true,
             prepaid: Vec::new(),
             counts: false,
             deferred: Vec::new(),
@@ -124,10 +143,11 @@ impl CqInner {
         if *counting || !self.take_credits(queue.depth()) {
             return false;
         }
+        let mut post = queue.lock_post();
         let mut state = self.lock_state();
         state.prepaid.retain(|queue| queue.strong_count() > 0);
         state.prepaid.push(Arc::downgrade(queue));
-        queue.set_prepaid();
+        queue.set_prepaid(&mut post);
         true
     }
 
@@ -141,13 +161,13 @@ impl CqInner {
         let queues: Vec<_> = self.lock_state().prepaid.iter().filter_map(Weak::upgrade).collect();
         // In this order everywhere: a post that failed holds its queue's lock and takes the other. Nobody else holds
         // more than one queue's.
-        let posts: Vec<_> = queues.iter().map(|queue| queue.lock_post()).collect();
+        let mut posts: Vec<_> = queues.iter().map(|queue| queue.lock_post()).collect();
         let mut state = self.lock_state();
-        for (queue, post) in queues.iter().zip(&posts) {
+        for (queue, post) in queues.iter().zip(&mut posts) {
             self.return_credits(queue.unprepay(post, queue.in_flight()));
         }
         state.prepaid.clear();
-        state.counts = true;
+        state.set_counts();
     }
 
     /// Reserves `n` credits for good; false when the queue could overflow.
@@ -176,7 +196,7 @@ impl CqInner {
         if !state.credit_waiters.iter().any(|w| w.will_wake(cx.waker())) {
             state.credit_waiters.push(cx.waker().clone());
         }
-        state.is_quiet = false;
+        state.set_quiet(false);
         Poll::Pending
     }
 }
@@ -273,6 +293,8 @@ impl<'a> CompletionQueueBuilder<'a> {
         let granted = unsafe { ptr.as_ref() }.cqe;
         let inner = Arc::new(CqInner {
             ptr,
+            poll_cq: context.data_path.poll_cq,
+            entries: NonNull::from(context.queues.entries()),
             context: Arc::clone(context),
             channel,
             key,
@@ -311,7 +333,7 @@ impl CompletionQueue {
     /// pollers left behind, then what came now.
     ///
     /// Any number of threads may poll; each completion goes to one of them. Reuse `completions`: its
-    /// storage stays, so that polling does not allocate. Buffers not taken from the last lot are dropped.
+    /// storage stays, so that polling does not allocate. Buffers not taken from a completion are dropped with it.
     ///
     /// ```
     /// # fn f(cq: &rdma_core::CompletionQueue) -> Result<(), rdma_core::Error> {
@@ -333,8 +355,9 @@ impl CompletionQueue {
         &self,
         completions: &'c mut Completions,
     ) -> Result<impl ExactSizeIterator<Item = Completion<'c>> + use<'c>, PollError> {
-        self.inner.poll_into(completions)?;
-        Ok(completions.iter())
+        let lot = self.inner.poll_into(completions)?;
+        // SAFETY: just polled.
+        Ok(unsafe { completions.lend(lot) })
     }
 
     /// Polls once and lends nothing: completions of operations go to their owners, others wait for

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
-use verbs_sys::{ibv_wc, ibv_wc_status, inline};
+use verbs_sys::{ibv_wc, ibv_wc_status};
 
-use super::completion::lend_simple;
+use super::completions::Lot;
 use super::{Completions, CqInner, CqState, WorkCompletion};
 use crate::inflight::{Held, HeldList, Keep, Taken, WorkQueue, WrId};
 use parking_lot::MutexGuard;
@@ -57,7 +57,7 @@ pub(crate) trait Sink {
 
 /// Lends completions to the caller of `poll`.
 struct Lending<'a> {
-    out: &'a mut Completions,
+    listed: &'a mut Vec<Parked>,
     deferred: &'a mut Vec<Later>,
     credits: u32,
 }
@@ -65,7 +65,7 @@ struct Lending<'a> {
 impl Sink for Lending<'_> {
     fn deliver(&mut self, completion: WorkCompletion, taken: Taken) {
         self.deferred.extend(taken.keep.map(Later::Release));
-        self.out.push(completion, taken.id, taken.held);
+        self.listed.push(Parked { completion, id: taken.id, held: taken.held });
     }
 
     fn count(&mut self, credits: u32) {
@@ -79,9 +79,9 @@ impl Sink for Lending<'_> {
 
 /// A completion of `post_*` on its way to a poller that wants it.
 pub(crate) struct Parked {
-    completion: WorkCompletion,
-    id: u64,
-    held: HeldList,
+    pub(super) completion: WorkCompletion,
+    pub(super) id: u64,
+    pub(super) held: HeldList,
 }
 
 /// Keeps completions for another poller.
@@ -113,56 +113,69 @@ impl Sink for Parking<'_> {
 }
 
 impl CqInner {
-    /// Polls once and lends what came to `out`. Not inlined: the loop needs all registers.
-    #[inline(never)]
-    pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<(), PollError> {
-        // Before the lock: it drops buffers.
-        out.clear();
-        let (wcs, items) = out.places();
+    /// Polls once and says what of it is lent. Inlined: what is lent is handed out in the same registers.
+    #[inline(always)]
+    pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<Lot, PollError> {
         let guard = self.lock_state();
-        // SAFETY: room for BATCH completions; `WorkCompletion` is transparent.
-        let n = unsafe { self.read(wcs.as_mut_ptr().cast()) }?;
-        let mut simple = 0;
-        // What is parked comes first.
-        if guard.is_quiet {
-            let entries = self.context.queues.entries();
-            simple = lend_simple((wcs, items), n, |wc| {
-                let id = WrId(wc.wr_id);
-                // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
-                let queue = unsafe { entries.find(id).as_ref() }?;
-                if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
-                    return None;
-                }
-                queue.claim_simple(self, id)
-            });
-            out.lend(simple);
-            if guard.counts {
-                self.return_credits(u32::try_from(simple).unwrap_or(0));
-            }
+        // SAFETY: room for BATCH completions, under the lock.
+        let n = unsafe { self.read(out.landing()) }?;
+        if !guard.is_plain {
+            return Ok(self.lend_any(guard, out, 0, n));
         }
-        if simple != n || !guard.is_quiet {
-            self.lend_rest(guard, out, simple, n);
+        let simple = self.lend_simple(out, n);
+        if simple != n {
+            return Ok(self.lend_any(guard, out, simple, n));
         }
-        Ok(())
+        Ok(Lot { simple, is_listed: false })
     }
 
-    /// Lends what is parked, and what came from the `from`th entry on.
+    /// Lends the first of `n` completions, as long as they are simple; gives how many. The caller holds the lock.
+    #[inline(always)]
+    fn lend_simple(&self, out: &mut Completions, n: usize) -> usize {
+        // SAFETY: of the context, which the queue keeps alive.
+        let entries = unsafe { self.entries.as_ref() };
+        out.lend_simple(n, |wc| {
+            if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+                return None;
+            }
+            // SAFETY: under the lock, and for as long.
+            unsafe { entries.claim_simple(self, WrId(wc.wr_id)) }
+        })
+    }
+
+    /// Lends what is parked, and what came besides the first `simple`, which are lent already.
     #[inline(never)]
-    fn lend_rest(&self, mut guard: MutexGuard<'_, CqState>, out: &mut Completions, from: usize, n: usize) {
+    fn lend_any(
+        &self,
+        mut guard: MutexGuard<'_, CqState>,
+        out: &mut Completions,
+        mut simple: usize,
+        n: usize,
+    ) -> Lot {
         let state = &mut *guard;
-        let landed = out.take_landed(from);
-        for Parked { completion, id, held } in state.parked.drain(..) {
-            out.push(completion, id, held);
+        let mut credits = 0;
+        // What is parked comes first.
+        if simple == 0 && state.is_quiet {
+            simple = self.lend_simple(out, n);
+            credits = if state.counts { u32::try_from(simple).unwrap_or(0) } else { 0 };
         }
-        let mut sink = Lending { out, deferred: &mut state.deferred, credits: 0 };
-        for wc in &landed[from..n] {
+        let landed = out.take_landed(simple);
+        let listed = out.listed();
+        // Left by an iterator that was forgotten; nothing else holds anything.
+        let left = listed.drain(..).flat_map(|parked| parked.held);
+        state.deferred.extend(left.map(Later::Drop));
+        listed.extend(state.parked.drain(..));
+        let mut sink = Lending { listed, deferred: &mut state.deferred, credits };
+        for wc in &landed[simple..n] {
             self.dispatch_one(wc, &mut sink);
         }
         self.return_credits(sink.credits);
-        state.is_quiet &= state.deferred.is_empty();
+        let is_listed = !listed.is_empty();
+        state.set_quiet(state.is_quiet && state.deferred.is_empty());
         if !state.is_quiet {
             self.settle(guard, n);
         }
+        Lot { simple, is_listed }
     }
 
     /// Polls once; what was posted for pollers waits for one.
@@ -178,7 +191,7 @@ impl CqInner {
         }
         let credits = sink.credits;
         self.return_credits(credits);
-        state.is_quiet &= state.deferred.is_empty() && state.parked.is_empty();
+        state.set_quiet(state.is_quiet && state.deferred.is_empty() && state.parked.is_empty());
         if !state.is_quiet {
             self.settle(guard, n);
         }
@@ -193,12 +206,10 @@ impl CqInner {
     #[inline(always)]
     unsafe fn read(&self, wcs: *mut ibv_wc) -> Result<usize, PollError> {
         // SAFETY: the queue is live (S-1); the caller's promise.
-        let code = unsafe { inline::ibv_poll_cq(self.ptr.as_ptr(), BATCH_INT, wcs) };
-        match usize::try_from(code) {
-            Ok(n) if n <= BATCH => Ok(n),
-            // A negative count is an error, and so is one that cannot be: nothing is a completion.
-            _ => Err(PollError { code }),
-        }
+        let code = unsafe { (self.poll_cq)(self.ptr.as_ptr(), BATCH_INT, wcs) };
+        let n = code.cast_unsigned() as usize;
+        // A negative count is an error, and so is one that cannot be: nothing is a completion.
+        if n <= BATCH { Ok(n) } else { Err(PollError { code }) }
     }
 
     /// Sees to what was put off, zombies and waiters, and lets go of the lock.
@@ -213,7 +224,7 @@ impl CqInner {
             }
         }
         state.deferred.extend(state.credit_waiters.drain(..).map(Later::Wake));
-        state.is_quiet = state.zombies.is_empty() && state.parked.is_empty();
+        state.set_quiet(state.zombies.is_empty() && state.parked.is_empty());
         if !state.deferred.is_empty() {
             let list = std::mem::take(&mut state.deferred);
             drop(guard);
@@ -261,9 +272,9 @@ impl CqInner {
         let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
         let mut count = queue.reclaim(&mut sink);
         if destroyed {
-            self.return_credits(queue.unprepay(&post, count));
+            self.return_credits(queue.unprepay(&mut post, count));
         }
-        post.unsignaled = 0;
+        post.set_unsignaled(0);
         count += u32::from(std::mem::take(&mut post.reserved));
         drop(post);
         let index = destroyed.then(|| Arc::clone(queue.queue_index()));

@@ -26,4 +26,4 @@ pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
 pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload, Taken};
 pub(crate) use slot::{Posted, SimpleSlot, WrId};
-pub(crate) use table::{MAX_DEPTH, QueueIndex, QueueTable};
+pub(crate) use table::{Entries, MAX_DEPTH, QueueIndex, QueueTable};

@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
 use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode};
 
 use super::held::{Held, HeldList, Keep};
-use super::slot::{Claim, FreeSlot, Posted, SimpleSlot, SlotTable, WrId};
+use super::slot::{Claim, Cursor, FreeSlot, Posted, SlotTable, WrId};
 use super::table::QueueIndex;
 use crate::cq::{CqInner, Later, Opcode, Parked, Sink, WorkCompletion};
 use crate::mr::Buffer;
@@ -99,26 +100,130 @@ pub(crate) struct Taken {
 
 /// What only the poster touches.
 pub(crate) struct PostState {
-    /// Where the next slot is looked for.
-    pub(crate) cursor: u32,
+    /// The queue's whole depth is reserved on its completion queue: the poster's copy of `WorkQueue::unpaid`.
+    is_prepaid: bool,
+    /// Where the next slot is looked for. Open while nothing but a slot is needed to post: it has a credit, and no unsignalled
+    /// sends are before it.
+    pub(crate) cursor: Cursor<SlotPayload>,
+    /// What the posting as simple adds to a slot's word.
+    simple_step: u64,
     /// The next work request's position.
     pub(crate) seq: u32,
     /// Unsignalled sends since the last signalled one.
-    pub(crate) unsignaled: u32,
+    unsignaled: u32,
     /// A credit is set aside for the signalled send that ends the run.
     pub(crate) reserved: bool,
     /// Scratch for chains and scatter/gather lists.
     pub(crate) sges: Vec<ibv_sge>,
     pub(crate) chain: Vec<ibv_send_wr>,
     pub(crate) links: Vec<Link>,
-    /// Scratch for requests of one buffer, a SEND or a receive: only the fields that differ are written each time.
-    pub(crate) sge: ibv_sge,
-    pub(crate) send: ibv_send_wr,
-    pub(crate) recv: ibv_recv_wr,
+    pub(crate) scratch: Scratch,
+}
+
+/// A request of one buffer, a SEND or a receive: only the fields that differ are written each time. It has a place of its own, so
+/// that the address of the list is written once.
+pub(crate) struct Scratch(NonNull<Request>);
+
+/// What the verbs read.
+struct Request {
+    send: ibv_send_wr,
+    recv: ibv_recv_wr,
+    sge: ibv_sge,
+}
+
+impl Scratch {
+    fn new() -> Scratch {
+        let request = Request {
+            send: ibv_send_wr { num_sge: 1, opcode: ibv_wr_opcode::IBV_WR_SEND, ..Default::default() },
+            recv: ibv_recv_wr { num_sge: 1, ..Default::default() },
+            sge: ibv_sge::default(),
+        };
+        let this = NonNull::from(Box::leak(Box::new(request)));
+        // SAFETY: a place inside the request.
+        let sge = unsafe { &raw mut (*this.as_ptr()).sge };
+        // SAFETY: just allocated; nobody else has it.
+        unsafe { (*this.as_ptr()).send.sg_list = sge };
+        // SAFETY: as above.
+        unsafe { (*this.as_ptr()).recv.sg_list = sge };
+        Scratch(this)
+    }
+
+    /// The request, the poster's while it holds the lock of its queue.
+    #[inline(always)]
+    pub(crate) fn request(&self) -> RequestPtr {
+        RequestPtr(self.0)
+    }
+}
+
+/// The request of a [`Scratch`], in the hands of the poster.
+pub(crate) struct RequestPtr(NonNull<Request>);
+
+impl RequestPtr {
+    /// Says what memory.
+    ///
+    /// # Safety
+    ///
+    /// As for the others: the queue is live, and the caller its poster.
+    #[inline(always)]
+    pub(crate) unsafe fn set_sge(&self, sge: ibv_sge) {
+        // SAFETY: the caller's promise.
+        unsafe { (*self.0.as_ptr()).sge = sge };
+    }
+
+    /// A SEND with these.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    pub(crate) unsafe fn send(&self, id: WrId, flags: u32) -> *mut ibv_send_wr {
+        // SAFETY: the caller's promise.
+        unsafe { (*self.0.as_ptr()).send.wr_id = id.0 };
+        // SAFETY: as above.
+        unsafe { (*self.0.as_ptr()).send.send_flags = flags };
+        // SAFETY: a place inside the request.
+        unsafe { &raw mut (*self.0.as_ptr()).send }
+    }
+
+    /// A receive with this.
+    ///
+    /// # Safety
+    ///
+    /// As above.
+    #[inline(always)]
+    pub(crate) unsafe fn recv(&self, id: WrId) -> *mut ibv_recv_wr {
+        // SAFETY: the caller's promise.
+        unsafe { (*self.0.as_ptr()).recv.wr_id = id.0 };
+        // SAFETY: a place inside the request.
+        unsafe { &raw mut (*self.0.as_ptr()).recv }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: of a box, freed once.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl PostState {
-    /// Fills a slot with one buffer, describes that in `sge`, and publishes the slot.
+    /// Unsignalled sends since the last signalled one.
+    #[inline]
+    pub(crate) fn unsignaled(&self) -> u32 {
+        self.unsignaled
+    }
+
+    pub(crate) fn set_unsignaled(&mut self, unsignaled: u32) {
+        self.unsignaled = unsignaled;
+        self.cursor.set_open(self.is_prepaid && unsignaled == 0);
+    }
+
+    fn set_prepaid(&mut self, is_prepaid: bool) {
+        self.is_prepaid = is_prepaid;
+        self.cursor.set_open(is_prepaid && self.unsignaled == 0);
+    }
+
+    /// Fills a slot with one buffer, and publishes the slot.
     ///
     /// # Safety
     ///
@@ -131,13 +236,12 @@ impl PostState {
         opcode: Opcode,
         buffer: Buffer,
     ) -> WrId {
-        self.sge = buffer.sge();
         let payload = free.payload();
         if !OWNED {
             // SAFETY: the poster owns the payload until `publish`; what was there was taken out before the slot was
             // released.
             unsafe { SlotPayload::put_simple(payload, id, buffer) };
-            return free.publish(Posted::Simple);
+            return free.publish(self.simple_step);
         }
         // SAFETY: as above.
         let first = unsafe { SlotPayload::first(payload) };
@@ -147,7 +251,7 @@ impl PostState {
         let meta = unsafe { &raw mut (*payload).meta };
         // SAFETY: as above.
         unsafe { meta.write(Meta { id, keep: None, seq: self.seq, held: 1, opcode }) };
-        free.publish(Posted::Owned)
+        free.publish(const { Posted::Owned.step() })
     }
 }
 
@@ -202,15 +306,11 @@ pub struct WorkQueue {
     pub(crate) slots: SlotTable<SlotPayload, ibv_wc>,
     /// The completion queue, as an address to compare; null for a shared queue.
     owner: *const CqInner,
-    /// `owner`, or null while someone waits for a slot: one comparison tells a poller that it may lend what is
-    /// simple, and has nothing else to see to. Changed with `waiters` locked.
-    lends_to: AtomicPtr<CqInner>,
     /// 0 while the queue's whole depth is reserved on its completion queue: then a slot is as good as a credit. Else 1,
     /// the credits that a work request holds. Changed with `post` and the completion queue locked.
     unpaid: AtomicU32,
-    /// What simple slots are for, and the same as a tag.
+    /// What simple slots are for.
     simple: Opcode,
-    simple_tag: u64,
     /// What a completion has to see to besides its slot: 0 in the common case. `WANTED`, and the number of
     /// unsignalled sends in flight times `UNSIGNALED`.
     special: AtomicU32,
@@ -226,13 +326,21 @@ pub struct WorkQueue {
     ring_tail: AtomicU32,
     ring_head: AtomicU32,
     pub(crate) health: Arc<Health>,
-    waiters: Mutex<Vec<Waker>>,
+    waiters: Mutex<Waiters>,
 }
 
-// SAFETY: the pointers of the scratch requests are used only while the post lock is held.
+/// Who waits for a slot.
+#[derive(Default)]
+struct Waiters {
+    wakers: Vec<Waker>,
+    /// The queue is in the table of its context.
+    is_listed: bool,
+}
+
+// SAFETY: the pointers of the scratch requests and of the cursor are used only while the post lock is held.
 unsafe impl Send for PostState {}
 
-// SAFETY: `more` follows the state of its slot (S-3); `owner` and `lends_to` are only compared; all else is Send and Sync.
+// SAFETY: `more` follows the state of its slot (S-3); `owner` is only compared; all else is Send and Sync.
 unsafe impl Send for WorkQueue {}
 // SAFETY: as above.
 unsafe impl Sync for WorkQueue {}
@@ -253,36 +361,39 @@ impl WorkQueue {
             Kind::Send(cq) | Kind::Recv(cq) => Arc::as_ptr(cq),
             Kind::Shared => std::ptr::null(),
         };
-        Arc::new(WorkQueue {
-            slots: SlotTable::new(index.index, depth),
+        let slots = SlotTable::new(index.index, depth);
+        let cursor = slots.cursor();
+        let queue = Arc::new(WorkQueue {
+            slots,
             owner,
-            lends_to: AtomicPtr::new(owner.cast_mut()),
             unpaid: AtomicU32::new(u32::from(!owner.is_null())),
             simple,
-            simple_tag: simple.tag(),
             special: AtomicU32::new(0),
             more: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
             max_sge,
             index,
             kind,
             post: Mutex::new(PostState {
-                cursor: 0,
+                is_prepaid: false,
+                cursor,
+                simple_step: Posted::Simple(simple as u8).step(),
                 seq: 0,
                 unsignaled: 0,
                 reserved: false,
                 sges: Vec::new(),
                 chain: Vec::new(),
                 links: Vec::new(),
-                sge: ibv_sge::default(),
-                send: ibv_send_wr { num_sge: 1, opcode: ibv_wr_opcode::IBV_WR_SEND, ..Default::default() },
-                recv: ibv_recv_wr { num_sge: 1, ..Default::default() },
+                scratch: Scratch::new(),
             }),
             ring: (0..ring).map(|_| AtomicU64::new(0)).collect(),
             ring_tail: AtomicU32::new(0),
             ring_head: AtomicU32::new(0),
             health,
             waiters: Mutex::default(),
-        })
+        });
+        // From where the slots stay.
+        queue.lock_post().cursor = queue.slots.cursor();
+        queue
     }
 
     pub(crate) fn index(&self) -> u32 {
@@ -322,14 +433,19 @@ impl WorkQueue {
     }
 
     /// A free slot, and a credit for it.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn acquire_paid(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
-        if self.unpaid() == 0
-            && let Some(free) = self.slots.next(&mut post.cursor)
-        {
+        if let Some(free) = self.acquire_plain(post) {
             return Some(free);
         }
         self.acquire_slow(post)
+    }
+
+    /// As `acquire_paid` where nothing but a slot is needed and the next one is free.
+    #[inline(always)]
+    pub(crate) fn acquire_plain(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
+        // SAFETY: the cursor is of our table, the caller the poster.
+        unsafe { post.cursor.next() }
     }
 
     #[inline(never)]
@@ -380,13 +496,15 @@ impl WorkQueue {
     }
 
     /// The whole depth was reserved. The caller holds the lock of the completion queue; the queue is new.
-    pub(crate) fn set_prepaid(&self) {
+    pub(crate) fn set_prepaid(&self, post: &mut PostState) {
         self.unpaid.store(0, Ordering::Relaxed);
+        post.set_prepaid(true);
     }
 
     /// Credits that were reserved and are in no use: the queue counts from now on. The caller holds the lock of the
     /// completion queue too.
-    pub(crate) fn unprepay(&self, post: &PostState, in_flight: u32) -> u32 {
+    pub(crate) fn unprepay(&self, post: &mut PostState, in_flight: u32) -> u32 {
+        post.set_prepaid(false);
         if self.unpaid.swap(1, Ordering::Relaxed) != 0 {
             return 0;
         }
@@ -511,21 +629,6 @@ impl WorkQueue {
         self.ring_head.store(head, Ordering::Relaxed);
     }
 
-    /// The slot of a completion that needs nothing but to be lent: posted as simple, in flight, on this completion
-    /// queue, and nobody waits for a slot. And the opcode as a tag. The caller holds the lock of `cq`.
-    #[inline(always)]
-    pub(crate) fn claim_simple(
-        &self,
-        cq: *const CqInner,
-        id: WrId,
-    ) -> Option<(SimpleSlot<'_, SlotPayload>, u64)> {
-        // Whoever comes to wait holds that lock.
-        if !std::ptr::eq(self.lends_to.load(Ordering::Relaxed), cq) {
-            return None;
-        }
-        self.slots.claim_simple(id).map(|slot| (slot, self.simple_tag))
-    }
-
     /// Dispatches one completion to its slot; false when there is none in flight. The caller holds
     /// the lock of `cq`.
     pub(crate) fn complete(&self, cq: *const CqInner, id: WrId, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
@@ -634,8 +737,17 @@ impl WorkQueue {
     fn take_waiters(&self) -> Vec<Waker> {
         let mut waiters = self.waiters.lock();
         self.special.fetch_and(!WANTED, Ordering::Relaxed);
-        self.lends_to.store(self.owner.cast_mut(), Ordering::Relaxed);
-        std::mem::take(&mut waiters)
+        if waiters.is_listed {
+            self.index.lend_to(self.owner);
+        }
+        std::mem::take(&mut waiters.wakers)
+    }
+
+    /// The queue is in the table of its context from now on, or no longer: then no poller finds it, nor its slots.
+    pub(super) fn set_listed(&self, is_listed: bool) {
+        let mut waiters = self.waiters.lock();
+        waiters.is_listed = is_listed;
+        self.index.lend_to(if is_listed { self.owner } else { std::ptr::null() });
     }
 
     /// Completes everything in flight as flushed: the verb that destroyed or reset the queue
@@ -697,22 +809,24 @@ impl WorkQueue {
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
         let cq = self.cq();
         let post = self.lock_post();
-        if !self.slots.has_free(post.cursor, self.is_fifo()) {
+        if !self.slots.has_free(&post.cursor, self.is_fifo()) {
             // A poller releases slots of this queue under the lock, so that it need not look for
             // waiters with a fence in between.
             let guard = cq.map(|cq| cq.lock_state());
             {
                 let mut waiters = self.waiters.lock();
-                if !waiters.iter().any(|w| w.will_wake(cx.waker())) {
-                    waiters.push(cx.waker().clone());
+                if !waiters.wakers.iter().any(|w| w.will_wake(cx.waker())) {
+                    waiters.wakers.push(cx.waker().clone());
                 }
                 self.special.fetch_or(WANTED, Ordering::Relaxed);
-                self.lends_to.store(std::ptr::null_mut(), Ordering::Relaxed);
+                if waiters.is_listed {
+                    self.index.lend_to(std::ptr::null());
+                }
             }
             drop(guard);
             // Orders the note before the second look; its counterpart is in `after_release`.
             fence(Ordering::SeqCst);
-            if !self.slots.has_free(post.cursor, self.is_fifo()) {
+            if !self.slots.has_free(&post.cursor, self.is_fifo()) {
                 return Poll::Pending;
             }
         }

@@ -12,7 +12,7 @@
 //!                                                               `--> ABANDONED (dropped meanwhile)
 //! ```
 //!
-//! SIMPLE is as POLLED, of a slot that holds one buffer and whose completion has nothing else to see to.
+//! SIMPLE is as POLLED, of a slot that holds one buffer and whose completion has nothing else to see to; it tells the opcode as well.
 //!
 //! * The *poster* is whoever holds the queue's post lock; it owns a slot from `acquire` to `publish`.
 //! * The *poller* is whoever holds the lock of a completion queue the slot can complete on. It owns
@@ -20,8 +20,8 @@
 //! * The *owner* is the one `Operation` made for the slot. It owns the waker cell while the state is
 //!   SUBMITTED, and everything once it is COMPLETED.
 //!
-//! A slot's generation changes whenever it is released, so a completion that comes twice, late, or
-//! from nowhere finds another generation and claims nothing.
+//! A slot's generation changes whenever it is posted, so a completion that comes twice, late, or
+//! from nowhere finds a free slot or another generation, and claims nothing.
 
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
@@ -29,10 +29,10 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::{AtomicU64, Ordering, UnsafeCell};
 
-/// Bits of a state.
-const STATE_BITS: u32 = 4;
+/// Bits of a state; as many as an offset within a slot has, so that a slot's index, shifted by them, is its offset in bytes.
+const STATE_BITS: u32 = 6;
 /// Bits of a slot's index.
-pub(crate) const SLOT_BITS: u32 = 18;
+pub(crate) const SLOT_BITS: u32 = 16;
 /// Bits of a queue's index.
 pub(crate) const QUEUE_BITS: u32 = 20;
 const QUEUE_SHIFT: u32 = STATE_BITS + SLOT_BITS;
@@ -49,11 +49,14 @@ const COMPLETING: u64 = 5;
 const COMPLETED: u64 = 6;
 const CLAIMED: u64 = 7;
 const ABANDONED: u64 = 8;
-/// All bits of the state, so that one `or` makes the word to compare with of any number that a provider may give.
-const SIMPLE: u64 = STATE_MASK;
+/// A bit that no other state has; the bits below it are the opcode.
+const SIMPLE: u64 = 1 << 5;
+const SIMPLE_LAST: u64 = STATE_MASK;
 const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
+/// The word of a slot that no work request ever gets: no queue has its index.
+const UNUSED: u64 = u64::MAX;
 
-/// A `wr_id`: generation (22 bits), queue (20), slot (18), and the state in which the slot was posted (4). A slot's word
+/// A `wr_id`: generation (22 bits), queue (20), slot (16), and the state in which the slot was posted (6). A slot's word
 /// is the same, with the state that it is in now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WrId(pub(crate) u64);
@@ -66,9 +69,16 @@ impl WrId {
     }
 
     #[inline]
-    #[allow(clippy::cast_possible_truncation, reason = "masked to 18 bits")]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 16 bits")]
     pub(crate) fn slot(self) -> u32 {
         (self.0 >> STATE_BITS) as u32 & ((1 << SLOT_BITS) - 1)
+    }
+
+    /// The offset of the queue's entry in a table of entries of `1 << shift` bytes.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 20 bits and the shift")]
+    pub(crate) fn queue_offset(self, shift: u32) -> usize {
+        (self.0 >> (QUEUE_SHIFT - shift)) as usize & (((1 << QUEUE_BITS) - 1) << shift)
     }
 
     /// The same with another queue: 20 bits of any use.
@@ -81,8 +91,8 @@ impl WrId {
 /// How a slot is posted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Posted {
-    /// For whoever polls: one buffer, and no unsignalled sends before it wait for it.
-    Simple,
+    /// For whoever polls: one buffer, and no unsignalled sends before it wait for it. With the opcode, of 3 bits.
+    Simple(u8),
     /// For whoever polls.
     Polled,
     /// For an `Operation`.
@@ -95,13 +105,15 @@ impl Posted {
         if owned { Posted::Owned } else { Posted::Polled }
     }
 
+    /// What is added to the word of a free slot: the next generation, in this state.
     #[inline(always)]
-    fn state(self) -> u64 {
-        match self {
-            Posted::Simple => SIMPLE,
+    pub(crate) const fn step(self) -> u64 {
+        let state = match self {
+            Posted::Simple(opcode) => SIMPLE | opcode as u64,
             Posted::Polled => POLLED,
             Posted::Owned => SUBMITTED,
-        }
+        };
+        GENERATION + state
     }
 }
 
@@ -112,7 +124,7 @@ fn init<T>(cell: *mut MaybeUninit<T>) -> *mut T {
 
 /// The part of a slot that every work request uses: one cache line for the payload of a work queue.
 #[repr(C, align(64))]
-struct Slot<P> {
+pub(crate) struct Slot<P> {
     payload: UnsafeCell<MaybeUninit<P>>,
     /// See [`WrId`].
     word: AtomicU64,
@@ -143,10 +155,10 @@ impl<P> FreeSlot<'_, P> {
     }
 
     /// Marks the filled slot as in flight; the answer names it. Must come before the verb that posts, whose
-    /// completion may arrive before it returns.
+    /// completion may arrive before it returns. `step` is of [`Posted::step`].
     #[inline(always)]
-    pub(crate) fn publish(&self, posted: Posted) -> WrId {
-        let word = self.word + posted.state();
+    pub(crate) fn publish(&self, step: u64) -> WrId {
+        let word = self.word.wrapping_add(step);
         // Release: the payload is written before anyone can claim it.
         self.slot.word.store(word, Ordering::Release);
         WrId(word)
@@ -198,10 +210,9 @@ pub(crate) enum Claim {
 /// They are used in a ring, as the device uses its own, so that finding a free one costs a look at
 /// the next.
 pub(crate) struct SlotTable<P, R> {
+    /// More than `depth`, which are used, and at least as many as a power of two.
     slots: Box<[Slot<P>]>,
-    /// From a simple slot's word to that of the next generation, free. From memory, for as a constant it needs a register
-    /// that the poll has not.
-    simple_to_free: u64,
+    depth: u32,
     /// Made with the first operation: queues that are only polled do without.
     cold: OnceLock<Box<[Cold<R>]>>,
 }
@@ -212,21 +223,134 @@ unsafe impl<P: Send, R: Send> Send for SlotTable<P, R> {}
 // SAFETY: as above; the states pass from thread to thread through acquire and release.
 unsafe impl<P: Send, R: Send> Sync for SlotTable<P, R> {}
 
+/// Where the slots of a table are, for who looks many up: no bounds to check, as every number leads to a slot.
+pub(crate) struct Slots<P> {
+    pub(crate) first: *const Slot<P>,
+    /// The bits of a `wr_id` that are the slot's.
+    pub(crate) mask: u64,
+}
+
+impl<P> Slots<P> {
+    /// The slot that a completion names, if it was posted as simple and is in flight. The caller gives it up to
+    /// [`SimpleSlot::release`].
+    ///
+    /// # Safety
+    ///
+    /// The table lives for `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn claim_simple<'a>(&self, id: WrId) -> Option<SimpleSlot<'a, P>> {
+        let word = id.0 | SIMPLE;
+        // An index of as many bits as the table's length, or that in bytes.
+        let offset = usize::try_from(word & self.mask).unwrap_or(0);
+        let slot = if size_of::<Slot<P>>() == 1 << STATE_BITS {
+            self.first.wrapping_byte_add(offset)
+        } else {
+            self.first.wrapping_add(offset >> STATE_BITS)
+        };
+        // SAFETY: inside the table, so not null: the compiler does not see that.
+        unsafe { std::hint::assert_unchecked(!slot.is_null()) };
+        // SAFETY: inside the table, which the caller keeps alive.
+        let slot = unsafe { &*slot };
+        // Acquire: see `publish`.
+        if slot.word.load(Ordering::Acquire) != word {
+            return None;
+        }
+        Some(SimpleSlot { slot, free: word & !STATE_MASK })
+    }
+}
+
+/// The poster's place in the ring of slots.
+#[derive(Debug)]
+pub(crate) struct Cursor<P> {
+    /// The slot to look at, or `end`, where there is a slot that is never free: then the place is `kept`.
+    next: *const Slot<P>,
+    kept: *const Slot<P>,
+    first: *const Slot<P>,
+    end: *const Slot<P>,
+}
+
+impl<P> Clone for Cursor<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for Cursor<P> {}
+
+impl<P> Cursor<P> {
+    /// The slot at the cursor, if it is free and the cursor open; then the cursor moves on.
+    ///
+    /// # Safety
+    ///
+    /// The cursor's table lives for `'a`, and the caller is its poster.
+    #[inline(always)]
+    pub(crate) unsafe fn next<'a>(&mut self) -> Option<FreeSlot<'a, P>> {
+        let next = self.next;
+        // SAFETY: a slot of the table.
+        let slot = unsafe { &*next };
+        // Acquire: what the party that released the slot did to it happened before.
+        let word = slot.word.load(Ordering::Acquire);
+        if word & STATE_MASK != FREE {
+            return None;
+        }
+        let after = next.wrapping_add(1);
+        self.next = if after == self.end { self.first } else { after };
+        Some(FreeSlot { slot, word })
+    }
+
+    /// Lets `next` find slots, or none: one test for the poster, who may have other reasons than a full queue.
+    pub(crate) fn set_open(&mut self, is_open: bool) {
+        let place = self.place();
+        self.kept = place;
+        self.next = if is_open { place } else { self.end };
+    }
+
+    fn place(&self) -> *const Slot<P> {
+        if self.next == self.end { self.kept } else { self.next }
+    }
+
+    fn set_place(&mut self, place: *const Slot<P>) {
+        self.kept = place;
+        if self.next != self.end {
+            self.next = place;
+        }
+    }
+
+    fn index(&self) -> usize {
+        (self.place().addr() - self.first.addr()) / size_of::<Slot<P>>()
+    }
+}
+
 impl<P, R> SlotTable<P, R> {
     /// A table of `depth` free slots, of the work queue with this index.
     pub(crate) fn new(queue: u32, depth: u32) -> SlotTable<P, R> {
-        let word = |slot| GENERATION | u64::from(queue) << QUEUE_SHIFT | u64::from(slot) << STATE_BITS | FREE;
-        let slots = (0..depth.min(1 << SLOT_BITS))
+        let depth = depth.min(1 << SLOT_BITS);
+        let word = |slot| u64::from(queue) << QUEUE_SHIFT | u64::from(slot) << STATE_BITS | FREE;
+        let slots = (0..depth.next_power_of_two().max(depth + 1))
             .map(|slot| Slot {
                 payload: UnsafeCell::new(MaybeUninit::uninit()),
-                word: AtomicU64::new(word(slot)),
+                word: AtomicU64::new(if slot < depth { word(slot) } else { UNUSED }),
             })
             .collect();
-        SlotTable { slots, simple_to_free: GENERATION - SIMPLE + FREE, cold: OnceLock::new() }
+        SlotTable { slots, depth, cold: OnceLock::new() }
+    }
+
+    /// The cursor of the poster, of whom there is one. It is not open.
+    pub(crate) fn cursor(&self) -> Cursor<P> {
+        let first = self.slots.as_ptr();
+        let end = first.wrapping_add(self.depth as usize);
+        Cursor { next: end, kept: first, first, end }
+    }
+
+    /// See [`Slots`].
+    #[inline(always)]
+    pub(crate) fn slots(&self) -> Slots<P> {
+        let mask = (self.depth.next_power_of_two() - 1) << STATE_BITS;
+        Slots { first: self.slots.as_ptr(), mask: u64::from(mask) }
     }
 
     pub(crate) fn depth(&self) -> u32 {
-        u32::try_from(self.slots.len()).unwrap_or(u32::MAX)
+        self.depth
     }
 
     /// The owner's part of a slot. Operations exist only after `prepare_owned`.
@@ -254,49 +378,39 @@ impl<P, R> SlotTable<P, R> {
         }
     }
 
-    /// The slot at `cursor`, if it is free.
-    #[inline(always)]
-    pub(crate) fn next(&self, cursor: &mut u32) -> Option<FreeSlot<'_, P>> {
-        let index = *cursor;
-        let slot = self.slots.get(index as usize)?;
-        // Acquire: what the party that released the slot did to it happened before.
-        let word = slot.word.load(Ordering::Acquire);
-        if word & STATE_MASK != FREE {
-            return None;
-        }
-        *cursor = self.after(index);
-        Some(FreeSlot { slot, word })
-    }
-
-    #[inline(always)]
-    fn after(&self, index: u32) -> u32 {
-        if index as usize + 1 == self.slots.len() { 0 } else { index + 1 }
-    }
-
-    /// A free slot, at `cursor` or, when that is taken, after it; `None` when there is none.
+    /// A free slot, at the cursor or, when that is taken, after it; `None` when there is none.
     ///
     /// In a queue that completes in order (`fifo`), a slot in flight at the cursor is the oldest, and
     /// the search ends: whatever else is free will be found once that completed.
-    pub(crate) fn search(&self, cursor: &mut u32, fifo: bool) -> Option<FreeSlot<'_, P>> {
-        let mut index = *cursor;
-        for _ in 0..self.slots.len() {
-            let slot = &self.slots[index as usize];
+    pub(crate) fn search(&self, cursor: &mut Cursor<P>, fifo: bool) -> Option<FreeSlot<'_, P>> {
+        let start = cursor.index();
+        let (before, from) = self.slots[..self.depth as usize].split_at(start);
+        for slot in from.iter().chain(before) {
             let word = slot.word.load(Ordering::Acquire);
             match word & STATE_MASK {
                 FREE => {
-                    *cursor = self.after(index);
+                    self.set_cursor(cursor, self.after(WrId(word).slot()));
                     return Some(FreeSlot { slot, word });
                 }
-                SIMPLE | POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
-                _ => index = self.after(index),
+                SIMPLE..=SIMPLE_LAST | POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
+                _ => {}
             }
         }
         None
     }
 
+    fn after(&self, index: u32) -> u32 {
+        if index + 1 == self.depth { 0 } else { index + 1 }
+    }
+
+    /// Puts the cursor at a slot.
+    pub(crate) fn set_cursor(&self, cursor: &mut Cursor<P>, index: u32) {
+        cursor.set_place(&raw const self.slots[index as usize]);
+    }
+
     /// Whether `search` would find a slot.
-    pub(crate) fn has_free(&self, cursor: u32, fifo: bool) -> bool {
-        self.search(&mut { cursor }, fifo).is_some()
+    pub(crate) fn has_free(&self, cursor: &Cursor<P>, fifo: bool) -> bool {
+        self.search(&mut { *cursor }, fifo).is_some()
     }
 
     /// The payload's cell.
@@ -310,19 +424,6 @@ impl<P, R> SlotTable<P, R> {
     }
 
     // ---- the poller ----
-
-    /// The slot that a completion names, if it was posted as simple and is in flight: the common case of `claim`,
-    /// with `exclusive`. The caller gives it up to [`SimpleSlot::release`].
-    #[inline(always)]
-    pub(crate) fn claim_simple(&self, id: WrId) -> Option<SimpleSlot<'_, P>> {
-        let slot = self.slots.get(id.slot() as usize)?;
-        // Acquire: see `publish`.
-        let word = id.0 | SIMPLE;
-        if slot.word.load(Ordering::Acquire) != word {
-            return None;
-        }
-        Some(SimpleSlot { slot, free: word.wrapping_add(self.simple_to_free) })
-    }
 
     /// Claims the slot a completion names. `exclusive` says that only this poller can complete
     /// slots of this table (a queue with one completion queue), which spares an atomic exchange.
@@ -376,7 +477,7 @@ impl<P, R> SlotTable<P, R> {
             }
             let (next, claim) = match word & STATE_MASK {
                 POLLED => (CLAIMED, Claim::Polled),
-                SIMPLE => (CLAIMED, Claim::Simple),
+                SIMPLE..=SIMPLE_LAST => (CLAIMED, Claim::Simple),
                 SUBMITTED => (COMPLETING, Claim::Owned { waiting: false }),
                 WAITING => (COMPLETING, Claim::Owned { waiting: true }),
                 IGNORED => (CLAIMED, Claim::Ignored),
@@ -400,7 +501,7 @@ impl<P, R> SlotTable<P, R> {
     /// Whether the slot is in flight: posted, and its completion not yet seen.
     pub(crate) fn is_in_flight(&self, index: u32) -> bool {
         let word = self.slots[index as usize].word.load(Ordering::Acquire);
-        matches!(word & STATE_MASK, SIMPLE | POLLED | SUBMITTED | WAITING | IGNORED)
+        matches!(word & STATE_MASK, SIMPLE..=SIMPLE_LAST | POLLED | SUBMITTED | WAITING | IGNORED)
     }
 
     /// Stores the result of an `Owned` claim and gives the waker to call, if there is one. `Err`
@@ -448,9 +549,9 @@ impl<P, R> SlotTable<P, R> {
     #[inline]
     pub(crate) unsafe fn release(&self, index: u32) {
         let word = &self.slots[index as usize].word;
-        let next = (word.load(Ordering::Relaxed) & !STATE_MASK).wrapping_add(GENERATION) | FREE;
+        let free = word.load(Ordering::Relaxed) & !STATE_MASK | FREE;
         // Release: what we did to the slot happens before the poster's use of it.
-        word.store(next, Ordering::Release);
+        word.store(free, Ordering::Release);
     }
 
     // ---- the owner ----
@@ -592,6 +693,6 @@ impl<P, R> SlotTable<P, R> {
 
 impl<P, R> std::fmt::Debug for SlotTable<P, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SlotTable").field("depth", &self.slots.len()).finish_non_exhaustive()
+        f.debug_struct("SlotTable").field("depth", &self.depth).finish_non_exhaustive()
     }
 }

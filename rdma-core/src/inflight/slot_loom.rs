@@ -50,15 +50,17 @@ fn bell() -> (Arc<Bell>, Waker) {
 /// Posts to the only slot; gives its name, or `None` when it is not free.
 fn post(table: &Table, owned: bool, value: u32) -> Option<WrId> {
     // What is not owned is simple, so that both ways to claim it are modelled.
-    let posted = if owned { Posted::Owned } else { Posted::Simple };
+    let posted = if owned { Posted::Owned } else { Posted::Simple(0) };
     if owned {
         table.prepare_owned();
     }
-    let mut cursor = 0;
-    let free = table.search(&mut cursor, false)?;
+    let mut cursor = table.cursor();
+    cursor.set_open(true);
+    // SAFETY: the table outlives the call; there is one poster.
+    let free = unsafe { cursor.next() }?;
     // SAFETY: the poster owns the payload of an acquired slot.
     unsafe { free.payload().write(Watched::new(value)) };
-    Some(free.publish(posted))
+    Some(free.publish(posted.step()))
 }
 
 /// Takes the payload of a claimed or completed slot and releases it.
@@ -75,7 +77,8 @@ fn take(table: &Table) -> u32 {
 
 /// A completion comes: 1 when the payload was this poller's to take.
 fn complete(table: &Table, id: WrId, exclusive: bool) -> u32 {
-    if exclusive && let Some(slot) = table.claim_simple(id) {
+    // SAFETY: the table outlives the call.
+    if exclusive && let Some(slot) = unsafe { table.slots().claim_simple(id) } {
         // SAFETY: written by `post`, taken once.
         unsafe { slot.payload().read() }.touch();
         slot.release();
@@ -256,12 +259,14 @@ fn loom_poster_and_poller() {
         let poller = {
             let table = table.clone();
             thread::spawn(move || {
-                let slot = table.claim_simple(id).unwrap();
+                // SAFETY: the table outlives the thread.
+                let slot = unsafe { table.slots().claim_simple(id) }.unwrap();
                 // SAFETY: claimed, taken once.
                 let payload = unsafe { slot.payload().read() };
                 assert_eq!(payload.touch(), 2);
                 slot.release();
-                assert!(table.claim_simple(id).is_none());
+                // SAFETY: as above.
+                assert!(unsafe { table.slots().claim_simple(id) }.is_none());
             })
         };
         let next = post(&table, false, 10);

@@ -221,15 +221,19 @@ impl AsRef<[u8]> for Buffer {
 }
 
 impl Drop for Buffer {
-    // A call wherever a buffer might be dropped, instead of all this.
-    #[inline(never)]
+    #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: dropped once, here; the field is not used again.
-        let segment = unsafe { ManuallyDrop::take(&mut self.segment) };
-        let Some(home) = &segment.region.home else { return };
-        let home = Arc::clone(home);
-        home.take_back(IdleBuffer { segment });
+        drop_segment(unsafe { ManuallyDrop::take(&mut self.segment) });
     }
+}
+
+/// A call wherever a buffer might be dropped, instead of all this; by value, so that the buffer may stay in a register.
+#[inline(never)]
+fn drop_segment(segment: Box<Segment>) {
+    let Some(home) = &segment.region.home else { return };
+    let home = Arc::clone(home);
+    home.take_back(IdleBuffer { segment });
 }
 
 impl fmt::Debug for Buffer {

@@ -64,7 +64,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
                 Meta { id: 0, keep: Some(binding.keep()), seq: post.seq, held: 0, opcode: Opcode::Bind },
             )
         };
-        let id = free.publish(Posted::Owned);
+        let id = free.publish(Posted::Owned.step());
         let mut bind = ibv_mw_bind {
             wr_id: id.0,
             send_flags: ibv_send_flags::IBV_SEND_SIGNALED.0,
@@ -76,7 +76,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         let code = unsafe { verbs_sys::inline::ibv_bind_mw(inner.ptr.as_ptr(), mw, &raw mut bind) };
         if code != 0 {
             queue.return_credits(1);
-            post.cursor = id.slot();
+            queue.slots.set_cursor(&mut post.cursor, id.slot());
             drop(queue.retract(id.slot(), true));
             return Err(Error::verb("ibv_bind_mw", crate::error::from_return(code)));
         }

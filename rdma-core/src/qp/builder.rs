@@ -165,6 +165,8 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         let num = unsafe { ptr.as_ref() }.qp_num;
         let inner = Arc::new(QpInner {
             ptr,
+            post_send: context.data_path.post_send,
+            post_recv: context.data_path.post_recv,
             num,
             capacity,
             sq,

@@ -27,11 +27,11 @@ pub(crate) struct Link {
 /// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
 /// run: so a run can always be ended, however full the completion queue is of others' work.
 fn credit(queue: &WorkQueue, post: &mut PostState, flags: &mut u32) -> Option<u32> {
-    if *flags & SIGNALED == 0 && (post.unsignaled + 1) * 2 <= queue.depth() {
+    if *flags & SIGNALED == 0 && (post.unsignaled() + 1) * 2 <= queue.depth() {
         let credits = if post.reserved { 1 } else { 2 };
         if queue.take_credits(credits) {
             post.reserved = true;
-            post.unsignaled += 1;
+            post.set_unsignaled(post.unsignaled() + 1);
             return Some(credits);
         }
     }
@@ -39,7 +39,7 @@ fn credit(queue: &WorkQueue, post: &mut PostState, flags: &mut u32) -> Option<u3
     if !post.reserved && !queue.take_credits(1) {
         return None;
     }
-    post.unsignaled = 0;
+    post.set_unsignaled(0);
     Some(u32::from(!std::mem::take(&mut post.reserved)))
 }
 
@@ -125,7 +125,7 @@ impl QpInner {
         let opcode = request.action.describe(self, &mut wr, len, request.payload.is_writable())?;
         let cursor = post.cursor;
         let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
-        let before = (post.unsignaled, post.reserved);
+        let before = (post.unsignaled(), post.reserved);
         let Some(credits) = credit(queue, post, &mut flags) else {
             post.cursor = cursor;
             return Err(PostErrorKind::QueueFull);
@@ -144,7 +144,7 @@ impl QpInner {
         let held = unsafe { Payload { data }.hold(queue, free.index(), first.cast()) };
         // SAFETY: the poster; what was there was taken out before the slot was released.
         unsafe { fill(payload, Meta { id: request.id, keep: request.action.keep(), seq, held, opcode }) };
-        let id = free.publish(Posted::new(owned));
+        let id = free.publish(Posted::new(owned).step());
         if unsignaled {
             queue.push_unsignaled(id, seq);
         }
@@ -163,7 +163,9 @@ impl QpInner {
             self.sq.pop_unsignaled();
         }
         self.sq.return_credits(link.credits);
-        (post.unsignaled, post.reserved) = link.before;
+        let (unsignaled, reserved) = link.before;
+        post.set_unsignaled(unsignaled);
+        post.reserved = reserved;
         let taken = take_back(&self.sq, post, link.slot, owned);
         if !matches!(payload.data, Data::Inline(_)) {
             *payload = taken;

@@ -114,7 +114,7 @@ impl QpInner {
     /// Ends a run of unsignalled sends: behind them, posts a signalled one, which a pair in ERR flushes. It completes
     /// after them, so those that did not fail by then have succeeded. False when there is no room yet.
     fn mark_end<T: Transport>(&self) -> bool {
-        if self.sq.lock_post().unsignaled == 0 {
+        if self.sq.lock_post().unsignaled() == 0 {
             return true;
         }
         let mut request = WorkRequest::<T>::plain_send(0, SIGNALED, Payload::empty());

@@ -9,6 +9,7 @@ use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_
 
 use crate::cq::CqInner;
 use crate::inflight::{Health, WorkQueue};
+use crate::ops::{PostRecv, PostSend};
 use crate::pd::PdInner;
 use crate::port::Gid;
 use crate::srq::SrqInner;
@@ -55,6 +56,8 @@ impl SharedReceives {
 /// A live queue pair.
 pub(crate) struct QpInner {
     pub(crate) ptr: NonNull<ibv_qp>,
+    pub(super) post_send: PostSend,
+    pub(super) post_recv: PostRecv,
     pub(crate) num: u32,
     pub(crate) capacity: QueuePairCapacity,
     pub(crate) sq: Arc<WorkQueue>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use verbs_sys::{
     ibv_send_flags, ibv_send_wr, ibv_send_wr__bindgen_ty_2__bindgen_ty_1 as RawRdma,
     ibv_send_wr__bindgen_ty_2__bindgen_ty_2 as RawAtomic, ibv_send_wr__bindgen_ty_2__bindgen_ty_3 as RawUd,
-    ibv_send_wr__bindgen_ty_4__bindgen_ty_1 as RawBind, ibv_sge, ibv_wr_opcode as Op, inline,
+    ibv_send_wr__bindgen_ty_4__bindgen_ty_1 as RawBind, ibv_sge, ibv_wr_opcode as Op,
 };
 
 use super::inner::QpInner;
@@ -279,7 +279,7 @@ impl QpInner {
         })
     }
 
-    /// Posts a signalled SEND of one buffer. Not inlined: it needs all registers.
+    /// Posts a signalled SEND of one buffer.
     ///
     /// # Safety
     ///
@@ -295,22 +295,20 @@ impl QpInner {
         // Order of slots is order of posting, so the lock is held over the verb.
         let mut guard = queue.lock_post();
         let post = &mut *guard;
-        if post.unsignaled != 0 {
-            // It ends a run, whose sends complete with it.
-            return Err(Refusal::Busy);
-        }
-        let Some(free) = queue.acquire_paid(post) else { return Err(Refusal::Full) };
+        let Some(free) = queue.acquire_plain(post) else { return Err(Refusal::Busy) };
         // SAFETY: the caller gives it.
         let buffer = unsafe { Buffer::from_raw(buffer) };
+        let request = post.scratch.request();
+        // SAFETY: the poster.
+        unsafe { request.set_sge(buffer.sge()) };
         // SAFETY: the poster, and it acquired the slot.
         let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Send, buffer) };
-        post.send.wr_id = wr_id.0;
-        post.send.sg_list = &raw mut post.sge;
-        post.send.send_flags = flags;
+        // SAFETY: the poster.
+        let wr = unsafe { request.send(wr_id, flags) };
         let mut bad = MaybeUninit::uninit();
         // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they
         // name is held by the slot until the completion (S-2).
-        let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), &raw mut post.send, bad.as_mut_ptr()) };
+        let code = unsafe { (self.post_send)(self.ptr.as_ptr(), wr, bad.as_mut_ptr()) };
         if code != 0 {
             return Err(take_back_buffer(queue, post, wr_id.slot(), OWNED, code));
         }
@@ -353,7 +351,7 @@ pub(super) unsafe fn fill(payload: *mut SlotPayload, meta: Meta) {
 /// What a slot held, after its post failed.
 pub(super) fn take_back<'d>(queue: &WorkQueue, post: &mut PostState, slot: u32, owned: bool) -> Payload<'d> {
     // The ring goes on where it was, or what is in flight would no longer be in its order.
-    post.cursor = slot;
+    queue.slots.set_cursor(&mut post.cursor, slot);
     let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
     let data = match taken.held {
         HeldList { first: None, .. } => Data::None,

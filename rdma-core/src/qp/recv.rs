@@ -71,30 +71,31 @@ impl QpInner {
         })
     }
 
-    /// Posts a receive of one buffer to the pair's own queue. Not inlined: it needs all registers.
+    /// Posts a receive of one buffer to the pair's own queue.
     ///
     /// # Safety
     ///
     /// `buffer` is of `Buffer::into_raw`, and is taken when that succeeds, or is refused as `Lost`.
     #[inline(always)]
     unsafe fn post_recv_buffer<const OWNED: bool>(&self, id: u64, buffer: RawBuffer) -> Result<u32, Refusal> {
-        if self.srq.is_some() {
-            return Err(Refusal::Busy);
-        }
         let queue = &*self.rq;
         let mut guard = queue.lock_post();
         let post = &mut *guard;
-        let Some(free) = queue.acquire_paid(post) else { return Err(Refusal::Full) };
+        // A shared queue is never plain.
+        let Some(free) = queue.acquire_plain(post) else { return Err(Refusal::Busy) };
         // SAFETY: the caller gives it.
         let buffer = unsafe { Buffer::from_raw(buffer) };
+        let request = post.scratch.request();
+        // SAFETY: the poster.
+        unsafe { request.set_sge(buffer.sge()) };
         // SAFETY: the poster, and it acquired the slot.
         let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Recv, buffer) };
-        post.recv.wr_id = wr_id.0;
-        post.recv.sg_list = &raw mut post.sge;
+        // SAFETY: the poster.
+        let wr = unsafe { request.recv(wr_id) };
         let mut bad = MaybeUninit::uninit();
         // SAFETY: the pair is live (S-1); list and request are valid for the call; the memory they name is held by the
         // slot until the completion (S-2).
-        let code = unsafe { inline::ibv_post_recv(self.ptr.as_ptr(), &raw mut post.recv, bad.as_mut_ptr()) };
+        let code = unsafe { (self.post_recv)(self.ptr.as_ptr(), wr, bad.as_mut_ptr()) };
         if code != 0 {
             return Err(take_back_buffer(queue, post, wr_id.slot(), OWNED, code));
         }
@@ -155,7 +156,7 @@ pub(crate) unsafe fn post_recv(
         // SAFETY: the poster; what was there was taken out before the slot was released.
         unsafe { fill(payload, Meta { id: request.id, keep: None, seq: 0, held, opcode: Opcode::Recv }) };
         let mut wr = ibv_recv_wr {
-            wr_id: free.publish(Posted::new(owned)).0,
+            wr_id: free.publish(Posted::new(owned).step()).0,
             next: std::ptr::null_mut(),
             sg_list: list.ptr,
             num_sge: list.count,

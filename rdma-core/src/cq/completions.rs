@@ -1,0 +1,332 @@
+//! Where a poll puts what it lends, and how that is handed out.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, MaybeUninit};
+
+use verbs_sys::ibv_wc;
+
+use super::completion::{NOTHING, Opcode, Success, WorkCompletion};
+use super::poll::{BATCH, Parked};
+use super::status::CompletionError;
+use crate::inflight::{Held, HeldList, SimpleSlot, SlotPayload};
+use crate::mr::Buffer;
+
+/// What belongs to a completion of one buffer. As large as the completion, so that one is found from the other.
+#[repr(C)]
+struct Item {
+    id: u64,
+    buffer: Buffer,
+    padding: [MaybeUninit<u64>; 4],
+}
+
+const _: () = assert!(size_of::<Item>() == size_of::<WorkCompletion>());
+
+/// Storage for [`CompletionQueue::poll`](crate::CompletionQueue::poll), to be reused.
+#[repr(C)]
+pub struct Completions {
+    /// What each says: the provider writes here. Initialised, for a provider may count what it did not write.
+    wcs: [WorkCompletion; BATCH],
+    /// And what belongs to it. Written are those that a [`Lot`] counts, until they were handed out.
+    items: [MaybeUninit<Item>; BATCH],
+    /// Completions that are not of one buffer, or wanted more than to be lent.
+    listed: Vec<Parked>,
+}
+
+/// What a poll put into `Completions`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lot {
+    /// So many places, whose items are written.
+    pub(super) simple: usize,
+    /// And what is listed.
+    pub(super) is_listed: bool,
+}
+
+impl Completions {
+    /// Empty storage, for as many completions as a poll reads at once; it grows where lists of buffers or completions left
+    /// behind by other pollers need more.
+    #[must_use]
+    pub fn new() -> Completions {
+        Completions {
+            wcs: [WorkCompletion::of(NOTHING); BATCH],
+            items: [const { MaybeUninit::uninit() }; BATCH],
+            listed: Vec::new(),
+        }
+    }
+
+    /// Where the verb writes.
+    #[inline(always)]
+    pub(super) fn landing(&mut self) -> *mut ibv_wc {
+        // `WorkCompletion` is transparent.
+        self.wcs.as_mut_ptr().cast()
+    }
+
+    /// The place of what belongs to the completion at this place.
+    #[inline(always)]
+    fn item(wc: *mut WorkCompletion) -> *mut Item {
+        const DISTANCE: usize =
+            std::mem::offset_of!(Completions, items) - std::mem::offset_of!(Completions, wcs);
+        wc.wrapping_byte_add(DISTANCE).cast()
+    }
+
+    /// Moves the buffers of the first of `n` completions that the verb wrote to their places, as long as they are simple: as
+    /// `claim` says, which gives the slot of a completion. Gives how many.
+    #[inline(always)]
+    pub(super) fn lend_simple<'q>(
+        &mut self,
+        n: usize,
+        mut claim: impl FnMut(&ibv_wc) -> Option<SimpleSlot<'q, SlotPayload>>,
+    ) -> usize {
+        let mut wc: *mut WorkCompletion = (&raw mut *self).cast();
+        let n = n.min(BATCH);
+        let mut left = n;
+        while left > 0 {
+            // SAFETY: one of ours.
+            let Some(slot) = claim(unsafe { (*wc).raw() }) else { break };
+            // SAFETY: claimed as simple, and given up.
+            let (id, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
+            slot.release();
+            let item = Item { id, buffer, padding: [MaybeUninit::uninit(); 4] };
+            // SAFETY: one of ours too, and it holds nothing.
+            unsafe { Self::item(wc).write(item) };
+            wc = wc.wrapping_add(1);
+            left -= 1;
+        }
+        n - left
+    }
+
+    /// Takes the entries that the verb wrote from the `from`th on.
+    pub(super) fn take_landed(&mut self, from: usize) -> [ibv_wc; BATCH] {
+        let mut landed = [NOTHING; BATCH];
+        for (to, wc) in landed.iter_mut().zip(&mut self.wcs).skip(from) {
+            *to = *wc.raw();
+            *wc = WorkCompletion::of(NOTHING);
+        }
+        landed
+    }
+
+    /// What is listed, of the last lot.
+    pub(super) fn listed(&mut self) -> &mut Vec<Parked> {
+        &mut self.listed
+    }
+
+    /// Hands a lot out.
+    ///
+    /// # Safety
+    ///
+    /// The last poll gave it, and it is handed out once.
+    #[inline(always)]
+    pub(super) unsafe fn lend(&mut self, lot: Lot) -> Lent<'_> {
+        let (listed, listed_left) =
+            if lot.is_listed { self.lend_listed() } else { (std::ptr::null_mut(), 0) };
+        Lent { wc: (&raw mut *self).cast(), left: lot.simple, listed, listed_left, storage: PhantomData }
+    }
+
+    #[cold]
+    fn lend_listed(&mut self) -> (*mut Parked, usize) {
+        let listed = self.listed.as_mut_slice();
+        (listed.as_mut_ptr(), listed.len())
+    }
+}
+
+impl Default for Completions {
+    fn default() -> Completions {
+        Completions::new()
+    }
+}
+
+impl fmt::Debug for Completions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completions").finish_non_exhaustive()
+    }
+}
+
+/// The completions of one poll. Buffers that nobody takes are dropped with their completion, or with this.
+pub(super) struct Lent<'c> {
+    /// The next of those of one buffer, of which so many are `left`.
+    wc: *mut WorkCompletion,
+    left: usize,
+    /// The next that is listed, and how many are left.
+    listed: *mut Parked,
+    listed_left: usize,
+    storage: PhantomData<&'c mut Completions>,
+}
+
+// SAFETY: it is a borrow of the storage, whose parts are Send.
+unsafe impl Send for Lent<'_> {}
+// SAFETY: as above; `&Lent` reads plain fields.
+unsafe impl Sync for Lent<'_> {}
+
+impl<'c> Iterator for Lent<'c> {
+    type Item = Completion<'c>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Completion<'c>> {
+        if self.left == 0 {
+            if self.listed_left == 0 {
+                return None;
+            }
+            let parked = self.listed;
+            self.listed_left -= 1;
+            self.listed = parked.wrapping_add(1);
+            // SAFETY: one of those listed, in the storage that is borrowed for `'c`, and lent once.
+            return Some(Completion::of_listed(unsafe { &mut *parked }));
+        }
+        let wc = self.wc;
+        self.left -= 1;
+        self.wc = wc.wrapping_add(1);
+        // SAFETY: inside the storage: the compiler does not see that, and tests.
+        unsafe { std::hint::assert_unchecked(!wc.is_null()) };
+        // SAFETY: a place of the storage that is borrowed for `'c`.
+        let completion = unsafe { &*wc };
+        // SAFETY: as above; the items of a lot are written, and handed out once.
+        let Item { id, buffer, .. } = unsafe { Completions::item(wc).read() };
+        Some(Completion { id, buffer: ManuallyDrop::new(Some(buffer)), more: None, completion })
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let len = self.left + self.listed_left;
+        (len, Some(len))
+    }
+}
+
+impl ExactSizeIterator for Lent<'_> {}
+
+impl FusedIterator for Lent<'_> {}
+
+impl Drop for Lent<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.left > 0 || self.listed_left > 0 {
+            let left = std::mem::take(&mut self.left);
+            let listed_left = std::mem::take(&mut self.listed_left);
+            // By value, so that nothing points to this.
+            drop_rest(Lent { wc: self.wc, left, listed: self.listed, listed_left, storage: PhantomData });
+        }
+    }
+}
+
+#[inline(never)]
+fn drop_rest(lent: Lent<'_>) {
+    lent.for_each(drop);
+}
+
+/// A completion of a work request that was posted with `post_*`: what it says, and its buffers, which are dropped with it unless
+/// taken.
+pub struct Completion<'a> {
+    id: u64,
+    /// The first entry of the list, if it is a buffer. Without a `Drop`: that of a `Completion`, which is inlined, sees to it, so
+    /// that a completion may stay in registers.
+    buffer: ManuallyDrop<Option<Buffer>>,
+    /// What else of the list there is, in order.
+    more: Option<&'a mut HeldList>,
+    completion: &'a WorkCompletion,
+}
+
+impl<'a> Completion<'a> {
+    #[inline(never)]
+    fn of_listed(Parked { completion, id, held }: &'a mut Parked) -> Completion<'a> {
+        let buffer = match held.first.take() {
+            Some(Held::Buffer(buffer)) => Some(buffer),
+            other => {
+                held.first = other;
+                None
+            }
+        };
+        Completion { id: *id, buffer: ManuallyDrop::new(buffer), more: Some(held), completion }
+    }
+}
+
+impl Completion<'_> {
+    /// The number given to the work request.
+    #[must_use]
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What it says.
+    #[must_use]
+    #[inline]
+    pub fn completion(&self) -> &WorkCompletion {
+        self.completion
+    }
+
+    /// What the work request asked for.
+    #[must_use]
+    #[inline]
+    pub fn opcode(&self) -> Opcode {
+        self.completion.opcode()
+    }
+
+    /// Success, or why not.
+    ///
+    /// # Errors
+    ///
+    /// [`CompletionError`].
+    #[inline]
+    pub fn result(&self) -> Result<Success<'_>, CompletionError> {
+        self.completion.result()
+    }
+
+    /// Takes the first buffer of the scatter/gather list (the only one, of most). After a successful
+    /// receive it shows what was received.
+    #[inline]
+    pub fn take_buffer(&mut self) -> Option<Buffer> {
+        let mut buffer = self.buffer.take()?;
+        if let Some(len) = self.completion.received_len() {
+            if let Some(more) = &mut self.more {
+                shorten(more, len.saturating_sub(buffer.len()));
+            }
+            buffer.truncate(len);
+        }
+        Some(buffer)
+    }
+
+    /// Takes all buffers, in the order of the scatter/gather list. After a successful receive they
+    /// show what was received.
+    pub fn take_buffers(&mut self) -> impl Iterator<Item = Buffer> {
+        let first = self.buffer.take().map(Held::Buffer);
+        let more = self.more.as_deref_mut().map(std::mem::take).unwrap_or_default();
+        self.completion.received(first.into_iter().chain(more))
+    }
+}
+
+impl Drop for Completion<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        drop(self.buffer.take());
+        if let Some(more) = self.more.take() {
+            drop_list(more);
+        }
+    }
+}
+
+/// The first buffer went by itself: what is left of the message lies in the others, in order.
+#[cold]
+fn shorten(list: &mut HeldList, mut left: usize) {
+    for held in list.first.iter_mut().chain(&mut list.rest) {
+        let offered = held.sge().length as usize;
+        let n = left.min(offered);
+        left -= n;
+        if let Held::Buffer(buffer) = held {
+            buffer.truncate(n);
+        }
+    }
+}
+
+#[inline(never)]
+fn drop_list(list: &mut HeldList) {
+    *list = HeldList::default();
+}
+
+impl fmt::Debug for Completion<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion")
+            .field("id", &self.id)
+            .field("completion", self.completion)
+            .finish_non_exhaustive()
+    }
+}
