@@ -188,7 +188,7 @@ impl Device {
             let worked = scratch::with(|scratch| {
                 let mut worked = false;
                 if let Ok(mut receiver) = self.receiver.try_lock() {
-                    worked |= self.receive(&mut receiver, scratch);
+                    worked |= self.receive(&mut receiver, scratch) > 0;
                 }
                 worked |= self.serve_all_inboxes(scratch);
                 worked |= self.serve_sent_to(scratch);

@@ -45,10 +45,11 @@ impl Channel {
             if let Some(cq) = pop().or_else(|| device.drive_until(pop)) {
                 return Ok(cq);
             }
+            // The caller sleeps now, here or where it waits for the descriptor.
+            device.before_sleep();
             if nonblocking {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            device.before_sleep();
         }
     }
 

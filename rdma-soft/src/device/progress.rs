@@ -34,6 +34,10 @@ const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
 /// held and packets left to the threads they are for, counted likewise.
 const LOCAL_SOCKET_EVERY: u32 = 256;
 const LOCAL_HOLD: u32 = 16;
+/// One receive call that yields so many bytes is part of a stream. A thread that is about to sleep looks again
+/// this often then: the next packets are near, and waking up costs more.
+const STREAM_BYTES: usize = 16 << 10;
+const LINGER: u32 = 20;
 /// Queue pairs that one call looks after before it returns to its caller.
 const PER_CALL: usize = 64;
 /// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
@@ -71,14 +75,22 @@ impl Device {
         scratch::with(|scratch| {
             self.counters.count(DeviceCounter::Drives);
             let mut receiver = self.receiver();
+            let mut linger = 0_u32;
             loop {
                 let received = self.receive(&mut receiver, scratch);
                 self.serve_sleepers(scratch);
                 if let Some(found) = found() {
                     return Some(found);
                 }
-                if !received {
-                    return None;
+                if received >= STREAM_BYTES {
+                    linger = LINGER;
+                } else if received == 0 {
+                    if linger == 0 {
+                        return None;
+                    }
+                    linger -= 1;
+                    // What the sender waits for.
+                    self.serve_held(scratch);
                 }
             }
         })
@@ -121,22 +133,22 @@ impl Device {
         }
         // Who holds the receiver does the same work at this moment.
         if look && let Ok(mut receiver) = self.receiver.try_lock() {
-            worked |= self.receive(&mut receiver, scratch);
+            worked |= self.receive(&mut receiver, scratch) > 0;
         }
         worked |= self.serve_sleepers(scratch);
         worked
     }
 
-    /// One receive call and what follows from it; whether anything came.
-    pub(super) fn receive(&self, receiver: &mut Receiver, scratch: &mut Scratch) -> bool {
+    /// One receive call and what follows from it; how many bytes came.
+    pub(super) fn receive(&self, receiver: &mut Receiver, scratch: &mut Scratch) -> usize {
         let Receiver { buffer, icrcs } = receiver;
         match self.socket.receive(buffer) {
             Ok(Some(datagrams)) => {
                 self.take_datagrams(&datagrams, icrcs, self.now(), scratch);
-                true
+                datagrams.len().max(1)
             }
             // An error is one of the socket's, and no packet came: the transport's timers deal with that.
-            Ok(None) | Err(_) => false,
+            Ok(None) | Err(_) => 0,
         }
     }
 

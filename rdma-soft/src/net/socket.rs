@@ -181,6 +181,11 @@ pub(crate) struct Datagrams<'b> {
 }
 
 impl<'b> Datagrams<'b> {
+    /// Bytes of all datagrams.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Each datagram.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'b [u8]> + use<'b> {
         self.bytes.chunks(self.segment)

@@ -165,10 +165,7 @@ impl QueuePair {
             return Some(request);
         }
         self.responded = false;
-        match acks {
-            Acks::Hold => None,
-            Acks::Flush => self.poll_ack(host, out),
-        }
+        self.poll_ack(host, acks, out)
     }
 
     /// Whether an acknowledgement waits for [`Acks::Flush`].

@@ -7,7 +7,7 @@ use super::resources::{Kind, Resources, Span};
 use super::transmit::{Writer, pad_of};
 use super::work::MAX_MESSAGE;
 use super::{
-    AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, State, Status, Time, Transmit,
+    Acks, AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, State, Status, Time, Transmit,
     TransmitKind,
 };
 use crate::wire::{
@@ -19,6 +19,10 @@ use crate::wire::{
 /// The specification allows half of the circle, 2^23; an honest peer comes near it by long READs alone, and 2^20
 /// are a lost READ of 1 GiB at a path MTU of 1024. If more is lost, the peer's timeout finds it instead of our NAK.
 const BELIEVED: i32 = 1 << 20;
+
+/// An acknowledgement waits for company no longer than until so many packets came since the last one: the
+/// peer's window must move while more of a stream arrives.
+const HOLD_PACKETS: u32 = 16;
 
 /// The longest time for which a request that keeps coming while there is no receive is not told so again.
 const RNR_SILENCE: Duration = Duration::from_micros(100);
@@ -34,6 +38,8 @@ pub(super) struct Responder {
     pub(super) assembly: Assembly,
     /// An acknowledgement of everything before `epsn` is due.
     pub(super) ack_due: bool,
+    /// Packets executed since the last acknowledgement.
+    unacknowledged: u32,
     /// A negative acknowledgement to send.
     nak: Option<(Psn, Syndrome)>,
     /// The gap at `epsn`, or the lack of a receive, was reported; what follows is dropped in silence.
@@ -50,6 +56,7 @@ impl Responder {
             msn: 0,
             assembly: Assembly::new(),
             ack_due: false,
+            unacknowledged: 0,
             nak: None,
             nak_sent: false,
             rnr_silent_until: Time::ZERO,
@@ -126,6 +133,7 @@ impl QueuePair {
             self.resp.message_done();
         }
         self.resp.epsn = self.resp.epsn.next();
+        self.resp.unacknowledged = self.resp.unacknowledged.saturating_add(1);
         if packet.bth.ack_request {
             self.request_ack(host);
         }
@@ -339,12 +347,14 @@ impl QueuePair {
         Some(nak)
     }
 
-    /// The acknowledgement that is due, unless responses must go before it.
-    pub(super) fn poll_ack<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
-        if !self.resp.ack_due || self.resp.resources.any_pending() {
+    /// The acknowledgement that is due, unless it may wait or responses must go before it.
+    pub(super) fn poll_ack<H: Host>(&mut self, host: &mut H, acks: Acks, out: &mut [u8]) -> Option<Transmit> {
+        let waits = acks == Acks::Hold && self.resp.unacknowledged < HOLD_PACKETS;
+        if !self.resp.ack_due || waits || self.resp.resources.any_pending() {
             return None;
         }
         self.resp.ack_due = false;
+        self.resp.unacknowledged = 0;
         self.write_ack(host, self.resp.epsn.prev(), Syndrome::ACK, out)
     }
 

@@ -9,7 +9,7 @@ pub const MAX_PACKET_LEN: usize = MAX_TRANSPORT_HEADER_LEN + 4096 + ICRC_LEN;
 /// What to do with acknowledgements that are due but may wait for company.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Acks {
-    /// Keep them.
+    /// Keep them, unless many packets came since the last one.
     Hold,
     /// Send them after everything else.
     Flush,
