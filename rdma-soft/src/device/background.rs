@@ -192,7 +192,10 @@ impl Device {
                 }
                 worked |= self.serve_all_inboxes(scratch);
                 worked |= self.serve_sent_to(scratch);
-                worked |= self.serve_held(scratch);
+                // While packets come, what is owed waits for more of them.
+                if !worked {
+                    worked |= self.serve_held(scratch);
+                }
                 worked |= self.serve_lists(self.now(), scratch);
                 worked |= self.serve_overruns(scratch);
                 worked |= self.serve_sleepers(scratch);

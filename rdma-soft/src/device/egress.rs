@@ -19,6 +19,8 @@ use crate::wire::{ICRC_LEN, ROCE_V2_PORT};
 /// Packets taken from a state machine at once: a 64 KiB message at the largest path MTU.
 const BATCH_PACKETS: usize = 16;
 const BATCH_LEN: usize = BATCH_PACKETS * MAX_PACKET_LEN;
+/// Where a batch begins: behind headers of 12 or 28 bytes, payload is then aligned as memory is.
+const BATCH_START: usize = 4;
 /// What a queue pair may send before others have their turn.
 const QUOTA: usize = 4 * BATCH_LEN;
 /// What may wait while the socket takes nothing, in bytes.
@@ -56,8 +58,8 @@ pub(super) enum Origin {
 impl Default for Batch {
     fn default() -> Self {
         Batch {
-            bytes: vec![0; BATCH_LEN].into_boxed_slice(),
-            len: 0,
+            bytes: vec![0; BATCH_START + BATCH_LEN].into_boxed_slice(),
+            len: BATCH_START,
             packets: Vec::with_capacity(BATCH_PACKETS),
             peer: None,
         }
@@ -66,7 +68,7 @@ impl Default for Batch {
 
 impl Batch {
     fn clear(&mut self) {
-        self.len = 0;
+        self.len = BATCH_START;
         self.packets.clear();
     }
 
@@ -162,7 +164,7 @@ impl Device {
                 batch.len = end;
             }
         });
-        if batch.len > 0
+        if !batch.packets.is_empty()
             && !batch.peer.as_ref().zip(inner.peer.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b))
         {
             batch.peer.clone_from(&inner.peer);

@@ -85,14 +85,18 @@ impl Envelope {
 /// What the ICRC has in common for packets of the same length between the same ports, kept: for a short
 /// packet it is most of the work.
 #[derive(Debug, Default)]
-pub(crate) struct IcrcCache([Option<(Envelope, usize, IcrcPrefix)>; 8]);
+pub(crate) struct IcrcCache([Option<(Envelope, usize, IcrcPrefix)>; IcrcCache::PLACES]);
 
 impl IcrcCache {
+    /// More than the segments of one send.
+    const PLACES: usize = 32;
+
     /// The ICRC of `transport`, BTH to padding, in this envelope.
     pub(crate) fn icrc(&mut self, envelope: &Envelope, transport: &[u8]) -> Icrc {
         let len = transport.len();
-        // Lengths are multiples of four; an acknowledgement and a message are to lie apart.
-        let place = &mut self.0[(len / 4 + usize::from(envelope.identification)) % 8];
+        // Lengths are multiples of four, and segments of one length are numbered: they lie side by side, and
+        // other lengths elsewhere.
+        let place = &mut self.0[(len / 4 * 7 + usize::from(envelope.identification)) % Self::PLACES];
         if let Some((known, known_len, prefix)) = place
             && *known_len == len
             && known == envelope

@@ -15,6 +15,8 @@ pub(crate) const MAX_BATCH_LEN: usize = 65507;
 pub(crate) const MAX_SEGMENTS: usize = 64;
 /// What one receive call may yield.
 const RECEIVE_LEN: usize = 65536;
+/// Where it is put: behind headers of 12 or 28 bytes, payload is then aligned as memory is.
+const RECEIVE_START: usize = 4;
 /// The receive buffer asked for, in bytes. The kernel counts its own overhead against it, about as
 /// much again for full packets and ten times that for short ones.
 const SOCKET_BUFFER: usize = 8 << 20;
@@ -108,6 +110,7 @@ impl Socket {
     /// `None` when nothing is there.
     pub(crate) fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer) -> io::Result<Option<Datagrams<'b>>> {
         let ReceiveBuffer { bytes, control, source } = buffer;
+        let bytes = &mut bytes[RECEIVE_START..];
         let mut slices = [MaybeUninitSlice::new(sys::receive_view(bytes))];
         let mut message = MsgHdrMut::new()
             .with_addr(source)
@@ -163,7 +166,7 @@ pub(crate) struct ReceiveBuffer {
 impl Default for ReceiveBuffer {
     fn default() -> Self {
         ReceiveBuffer {
-            bytes: vec![0; RECEIVE_LEN].into_boxed_slice(),
+            bytes: vec![0; RECEIVE_START + RECEIVE_LEN].into_boxed_slice(),
             control: [0; CONTROL_LEN],
             // An IPv6 address has room for an IPv4 one.
             source: SocketAddr::from(([0u16; 8], 0)).into(),
