@@ -280,40 +280,6 @@ fn datagrams_carry_their_sender() {
 }
 
 #[test]
-fn multicast_reaches_every_member() {
-    let options = Options { qp_type: ibv_qp_type::IBV_QPT_UD, ..Options::default() };
-    let ((a, b), (c, _d)) = (pair(options), pair(options));
-    let mut gid: ibv_gid = zeroed();
-    gid.raw = "ff0e::ffff:239.1.2.3".parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let mut attr: ibv_ah_attr = zeroed();
-    attr.is_global = 1;
-    attr.port_num = 1;
-    attr.grh.sgid_index = 1;
-    attr.grh.dgid = gid;
-    unsafe {
-        for member in [&b, &c] {
-            assert_eq!((v().ibv_attach_mcast)(member.qp, &gid, 0), 0);
-            assert_eq!(member.post_recv(1, 0, 100), 0);
-        }
-        let ah = (v().ibv_create_ah)(a.pd, &mut attr);
-        assert!(!ah.is_null());
-        let posted = a.post(1, Op::IBV_WR_SEND, 0, 8, |wr| {
-            wr.wr.ud.ah = ah;
-            wr.wr.ud.remote_qpn = 0xff_ffff;
-            wr.wr.ud.remote_qkey = 0x1111_1111;
-        });
-        assert_eq!(posted, 0);
-        a.wait_success();
-        assert_eq!((b.wait_success().byte_len, c.wait_success().byte_len), (48, 48));
-        assert_eq!((v().ibv_destroy_qp)(b.qp), libc::EBUSY);
-        for member in [&b, &c] {
-            assert_eq!((v().ibv_detach_mcast)(member.qp, &gid, 0), 0);
-        }
-        assert_eq!((v().ibv_destroy_ah)(ah), 0);
-    }
-}
-
-#[test]
 fn a_shared_receive_queue_serves_its_pairs_and_warns() {
     let (a, b) = pair(Options { srq: true, ..Options::default() });
     for i in 0..3 {

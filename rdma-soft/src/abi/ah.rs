@@ -40,8 +40,13 @@ pub(crate) fn check(device: &Device, attr: &ibv_ah_attr) -> Result<[u8; 16], c_i
     }
     // SAFETY: all views of a GID are plain bytes.
     let gid = unsafe { attr.grh.dgid.raw };
+    let address = address_of_gid(gid);
+    // A group whose IPv4 part is that of a single host is none.
+    if gid[0] == 0xff && !address.is_multicast() {
+        return Err(libc::EINVAL);
+    }
     // A socket reaches addresses of its own family only; the errno is what a route that is missing gives.
-    if address_of_gid(gid).is_ipv4() != device.address.is_ipv4() {
+    if address.is_ipv4() != device.address.is_ipv4() {
         return Err(libc::ENETUNREACH);
     }
     Ok(gid)

@@ -11,7 +11,7 @@ use super::domain::{DomainUse, domain};
 use super::object::{Object, minus_one, null, zeroed};
 use super::qp_ex::{self, Builder};
 use super::{cq, srq};
-use crate::device::{Handle, Parts, QueuePair};
+use crate::device::{AttachError, Handle, Parts, QueuePair, address_of_gid};
 use crate::proto::{Config, State};
 use crate::wire::Transport;
 
@@ -270,7 +270,8 @@ unsafe fn group(qp: *mut ibv_qp, gid: *const ibv_gid) -> Option<[u8; 16]> {
     let gid = unsafe { gid.cast::<[u8; 16]>().read_unaligned() };
     // SAFETY: as above.
     let is_datagram = unsafe { data(qp) }.qp.transport == Transport::Ud;
-    (is_datagram && gid[0] == 0xff).then_some(gid)
+    // As `ff0e::ffff:239.1.2.3` or, as the kernel's Soft-RoCE has it, `::ffff:239.1.2.3`.
+    (is_datagram && address_of_gid(gid).is_multicast()).then_some(gid)
 }
 
 pub(crate) unsafe extern "C" fn attach_mcast(qp: *mut ibv_qp, gid: *const ibv_gid, _lid: u16) -> c_int {
@@ -278,8 +279,11 @@ pub(crate) unsafe extern "C" fn attach_mcast(qp: *mut ibv_qp, gid: *const ibv_gi
     let Some(group) = (unsafe { group(qp, gid) }) else { return libc::EINVAL };
     // SAFETY: as above.
     let data = unsafe { data(qp) };
-    data.device.multicast.attach(group, &data.qp);
-    0
+    match data.device.multicast.attach(&data.device, group, &data.qp) {
+        Ok(()) => 0,
+        Err(AttachError::Full) => libc::ENOMEM,
+        Err(AttachError::System(e)) => e.raw_os_error().unwrap_or(libc::EIO),
+    }
 }
 
 pub(crate) unsafe extern "C" fn detach_mcast(qp: *mut ibv_qp, gid: *const ibv_gid, _lid: u16) -> c_int {

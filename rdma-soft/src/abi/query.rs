@@ -8,7 +8,7 @@ use verbs_sys::*;
 use super::context::context_data;
 use super::object::{minus_one, zeroed};
 use super::{cq, qp, srq};
-use crate::device::{Device, MAX_KEYS, MAX_QUEUE_PAIRS, Moderation, eui64, mac_of};
+use crate::device::{Device, MAX_GROUPS, MAX_KEYS, MAX_MEMBERS, MAX_QUEUE_PAIRS, Moderation, eui64, mac_of};
 
 /// Every port attribute that depends on nothing follows the kernel's Soft-RoCE (`rxe_param.h`).
 pub(crate) const PORT: u8 = 1;
@@ -67,9 +67,9 @@ fn device_attr(device: &Device) -> ibv_device_attr {
     // Atomics of the device are atomic instructions of the processor.
     attr.atomic_cap = ibv_atomic_cap::IBV_ATOMIC_GLOB;
     attr.max_mw = int(MAX_KEYS);
-    attr.max_mcast_grp = 8192;
-    attr.max_mcast_qp_attach = 56;
-    attr.max_total_mcast_qp_attach = 8192 * 56;
+    attr.max_mcast_grp = int(MAX_GROUPS);
+    attr.max_mcast_qp_attach = int(MAX_MEMBERS);
+    attr.max_total_mcast_qp_attach = int(MAX_GROUPS * MAX_MEMBERS);
     attr.max_ah = int(MAX_KEYS);
     attr.max_srq = int(MAX_QUEUE_PAIRS);
     attr.max_srq_wr = srq::MAX_SRQ_WR.cast_signed();

@@ -94,6 +94,7 @@ impl Watch {
         let data = epoll::EventData::new_u64(0);
         epoll::add(&epoll, &device.background.eventfd, data, epoll::EventFlags::IN)?;
         epoll::add(&epoll, device.socket.as_fd(), data, epoll::EventFlags::empty())?;
+        epoll::add(&epoll, device.multicast.fd(), data, epoll::EventFlags::IN)?;
         Ok(Watch { epoll, has_socket: false })
     }
 
@@ -175,6 +176,7 @@ impl Device {
             }
             self.serve_all_inboxes(scratch);
             self.serve_held(scratch);
+            self.serve_groups(scratch);
             self.serve_overruns(scratch);
             self.serve_sleepers(scratch);
         });
@@ -197,6 +199,7 @@ impl Device {
                     worked |= self.serve_held(scratch);
                 }
                 worked |= self.serve_lists(self.now(), scratch);
+                worked |= self.serve_groups(scratch);
                 worked |= self.serve_overruns(scratch);
                 worked |= self.serve_sleepers(scratch);
                 worked

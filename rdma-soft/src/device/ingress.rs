@@ -15,7 +15,7 @@ use crate::wire::{
 };
 
 /// The queue pair number of multicast datagrams (clause 9.6.1.2).
-const MULTICAST: Qpn = 0xff_ffff;
+pub(super) const MULTICAST: Qpn = 0xff_ffff;
 
 impl Device {
     /// Takes what one receive call yielded.

@@ -47,7 +47,7 @@ pub(crate) use events::{AsyncEvent, AsyncEvents};
 pub(crate) use memory::{Paging, RawMemory};
 pub(crate) use memory_table::{Access, MAX_KEYS, MemoryTable, Region, RemoveError, WindowType};
 pub(crate) use moderation::Moderation;
-pub(crate) use multicast::Multicast;
+pub(crate) use multicast::{AttachError, MAX_GROUPS, MAX_MEMBERS, Multicast};
 pub(crate) use peer::{address_of_gid, eui64, mac_of};
 pub(crate) use queue_pair::{Parts, QueuePair};
 pub(crate) use receive_queue::{ReceiveError, SharedReceiveQueue};
@@ -64,7 +64,7 @@ use slab::Slab;
 
 use crate::net::{
     Capture, Envelope, Faults, IcrcCache, Local, OpenError, PCAP_VARIABLE, Paths, ReceiveBuffer, Socket,
-    choose, to_gid,
+    choose, send_groups_from, to_gid,
 };
 use crate::proto::{PathMtu, Time};
 use crate::wire::ICRC_LEN;
@@ -187,6 +187,8 @@ impl Handle {
             local.socket.disable_segmentation();
         }
         let Local { address, interface_index, interface_mtu, socket } = local;
+        // Where it is refused, sending to groups is left to the routes.
+        let _ = send_groups_from(socket.as_fd(), address, interface_index);
         let device = Arc::new(Device {
             address,
             interface_index,
@@ -196,7 +198,7 @@ impl Handle {
             receiver: Mutex::default(),
             queue_pairs: ShardedLock::new(Slab::new(MAX_QUEUE_PAIRS)),
             memory: MemoryTable::new(),
-            multicast: Multicast::default(),
+            multicast: Multicast::new().map_err(|e| OpenError::system("create an epoll descriptor", &e))?,
             lists: Lists::default(),
             next_deadline: AtomicU64::new(NEVER),
             remote_peers: AtomicUsize::new(0),

@@ -396,6 +396,15 @@ impl Drop for End {
     }
 }
 
+/// A multicast group of IPv4 that no other process uses.
+pub fn group(number: u8) -> ibv_gid {
+    let [.., a, b] = std::process::id().to_be_bytes();
+    let mut raw = [0; 16];
+    (raw[0], raw[1], raw[10], raw[11]) = (0xff, 0x0e, 0xff, 0xff);
+    raw[12..].copy_from_slice(&[239, a, b, number]);
+    ibv_gid { raw }
+}
+
 /// Two connected ends in this process.
 pub fn pair(options: Options) -> (End, End) {
     let (a, b) = (End::new(options), End::new(options));

@@ -11,8 +11,16 @@ use super::world::{
     Domain, Handle, MOST, Pair, QKEY, Queue, REGION_LEN, SharedQueue, World, memory, pair_type, v, zeroed,
 };
 
-/// Groups that a queue pair may join; the last is none.
-const GROUPS: [&str; 4] = ["ff0e::ffff:239.1.2.3", "ff0e::ffff:239.1.2.4", "ff12::7", "fe80::1"];
+/// A group that a queue pair may join: of IPv4 and of this process alone, of IPv6, or none.
+fn group(number: u8) -> ibv_gid {
+    let [.., a, b] = std::process::id().to_be_bytes();
+    let raw = match number % 4 {
+        0 | 1 => [0xff, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 239, a, b, number % 4],
+        2 => std::net::Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, 0, 7).octets(),
+        _ => std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).octets(),
+    };
+    ibv_gid { raw }
+}
 
 impl World {
     pub fn create_queue(&mut self, depth: u32, extended: bool) {
@@ -305,8 +313,8 @@ impl World {
         attr.grh.traffic_class = how;
         attr.grh.dgid = match how >> 2 & 3 {
             0 => self.own_gid(0),
-            1 => group(GROUPS[0]),
-            2 => group("fd00::1"),
+            1 => group(0),
+            2 => group(2),
             _ => self.own_gid(1),
         };
         attr
@@ -328,7 +336,7 @@ impl World {
 
     pub fn groups(&mut self, input: &mut Input<'_>) {
         let Some(place) = input.place(self.pairs.len()) else { return };
-        let gid = group(input.one_of(&GROUPS));
+        let gid = group(input.byte());
         let (pair, raw) = (&mut self.pairs[place], unsafe { gid.raw });
         unsafe {
             if input.flag() {
@@ -419,8 +427,4 @@ impl World {
             }
         }
     }
-}
-
-fn group(text: &str) -> ibv_gid {
-    ibv_gid { raw: text.parse::<std::net::Ipv6Addr>().unwrap().octets() }
 }
