@@ -188,7 +188,8 @@ impl CompletionQueue {
         }
         let mut inner = self.lock();
         let n = inner.ring.len().min(max);
-        for (i, entry) in inner.ring.drain(..n).enumerate() {
+        for i in 0..n {
+            let Some(entry) = inner.ring.pop_front() else { break };
             take(i, &entry);
         }
         self.len.store(inner.ring.len(), Ordering::Release);

@@ -1,6 +1,6 @@
 //! What happened, by name, as the kernel's `hw_counters` of a device show it.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -65,19 +65,44 @@ device_counters! {
 const PROTO: usize = Counter::ALL.len();
 const ALL: usize = PROTO + DEVICE_NAMES.len();
 
-/// As many threads count without sharing cache lines; a power of two.
-const SHARDS: usize = 16;
+/// As many threads but one count in a shard of their own; the others share the last.
+const SHARDS: usize = 32;
+const SHARED: usize = SHARDS - 1;
 
 /// Counters of one device since it was opened. Each thread counts in a shard of its own, as far as they
-/// reach: a line that two processors write costs more than the packet it counts.
+/// reach: a line that two processors write costs more than the packet it counts, and so does an atomic
+/// addition, which a shard of one thread does without.
 #[derive(Debug)]
 pub(crate) struct Counters([CachePadded<[AtomicU64; ALL]>; SHARDS]);
 
+/// Shards that no thread has, as bits.
+static FREE: AtomicU32 = AtomicU32::new(!(1 << SHARED));
+
+/// The shard of a thread.
+struct Shard(usize);
+
+impl Shard {
+    fn take() -> Shard {
+        let mut place = SHARED;
+        // Acquire, and release below: the last count of the thread before is seen.
+        let _ = FREE.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
+            place = if free == 0 { SHARED } else { free.trailing_zeros() as usize };
+            (free != 0).then(|| free & (free - 1))
+        });
+        Shard(place)
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        if self.0 != SHARED {
+            FREE.fetch_or(1 << self.0, Ordering::Release);
+        }
+    }
+}
+
 thread_local! {
-    static SHARD: usize = {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS
-    };
+    static SHARD: Shard = Shard::take();
 }
 
 impl Counters {
@@ -87,8 +112,13 @@ impl Counters {
 
     fn add_at(&self, place: usize, n: u64) {
         // A thread that ends has lost its locals.
-        let shard = SHARD.try_with(|shard| *shard).unwrap_or(0);
-        self.0[shard][place].fetch_add(n, Ordering::Relaxed);
+        let shard = SHARD.try_with(|shard| shard.0).unwrap_or(SHARED);
+        let counter = &self.0[shard][place];
+        if shard == SHARED {
+            counter.fetch_add(n, Ordering::Relaxed);
+        } else {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn add(&self, counter: Counter, n: u64) {
@@ -111,5 +141,24 @@ impl Counters {
     pub(crate) fn snapshot(&self) -> Vec<(&'static str, u64)> {
         let names = Counter::ALL.iter().map(|c| c.name()).chain(DEVICE_NAMES.iter().copied());
         names.enumerate().map(|(place, name)| (name, self.sum(place))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More threads than shards, and threads that come after others have ended.
+    #[test]
+    fn no_count_is_lost() {
+        let counters = Counters::new();
+        for _ in 0..3 {
+            std::thread::scope(|scope| {
+                for _ in 0..2 * SHARDS {
+                    scope.spawn(|| (0..1000).for_each(|_| counters.count(DeviceCounter::Drives)));
+                }
+            });
+        }
+        assert_eq!(counters.drives(), 3 * 2 * SHARDS as u64 * 1000);
     }
 }

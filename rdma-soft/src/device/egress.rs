@@ -119,6 +119,10 @@ impl Device {
         now: Time,
         scratch: &mut Scratch,
     ) {
+        if !inner.machine.may_transmit(acks) {
+            self.note_state(qp, &inner, now, scratch);
+            return;
+        }
         if !qp.listed.sending.enter() {
             // The thread that sends holds acknowledgements; what was to be flushed waits for its tick.
             self.note_state(qp, &inner, now, scratch);
@@ -153,9 +157,12 @@ impl Device {
         let mut dry = false;
         with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
             while batch.packets.len() < BATCH_PACKETS {
-                let Some(transmit) =
+                let transmit = if machine.may_transmit(acks) {
                     machine.poll_transmit(now, &mut host, acks, &mut batch.bytes[batch.len..])
-                else {
+                } else {
+                    None
+                };
+                let Some(transmit) = transmit else {
                     dry = true;
                     break;
                 };

@@ -157,7 +157,9 @@ impl Device {
         let mut worked = false;
         // Those that are held now: one that another thread is sending for comes back to the list.
         for _ in 0..scratch.held.len() {
-            let Some(qp) = scratch.held.pop() else { break };
+            let Some(qp_num) = scratch.held.pop() else { break };
+            // It may be destroyed, which paid what it owed.
+            let Some(qp) = self.queue_pairs().get(qp_num).cloned() else { continue };
             if qp.listed.owes_ack.load(Ordering::Relaxed) {
                 self.settle(&qp, qp.lock(), Acks::Flush, self.now(), scratch);
                 worked = true;
@@ -207,9 +209,12 @@ impl Device {
         if owes != qp.listed.owes_ack.load(Ordering::Relaxed) {
             // Changed under the queue pair's lock only.
             qp.listed.owes_ack.store(owes, Ordering::Relaxed);
+            if !owes {
+                scratch.held.settled(qp.qp_num);
+            }
         }
         if owes {
-            scratch.held.add(qp);
+            scratch.held.add(qp.qp_num);
             deadline = deadline.min(now.nanoseconds() + TICK);
         }
         if self.lists.timers.set(qp, deadline) {

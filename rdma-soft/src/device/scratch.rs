@@ -2,14 +2,14 @@
 //! operation allocates.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use super::channel::Channel;
 use super::completion_queue::CompletionQueue;
 use super::egress::Batch;
 use super::inbox::SentTo;
-use super::queue_pair::QueuePair;
 use crate::net::IcrcCache;
+use crate::wire::Qpn;
 
 /// Per thread.
 #[derive(Debug, Default)]
@@ -69,35 +69,40 @@ impl Wakes {
     }
 
     pub(super) fn signal(&mut self) {
+        if self.0.is_empty() {
+            return;
+        }
         for channel in self.0.drain(..) {
             channel.events.signal();
         }
     }
 }
 
-/// Queue pairs that owe an acknowledgement, weakly: a thread that never polls again must not keep them.
+/// Queue pairs that owe an acknowledgement, by number: a thread that never polls again must not keep them, and
+/// most are not looked up, for what they owe leaves with an answer.
 #[derive(Debug, Default)]
-pub(super) struct Held(Vec<Weak<QueuePair>>);
+pub(super) struct Held(Vec<Qpn>);
 
 impl Held {
     /// More than this wait for the background thread's tick.
     const MOST: usize = 64;
 
-    pub(super) fn add(&mut self, qp: &Arc<QueuePair>) {
-        let known = self.0.last().is_some_and(|last| last.as_ptr() == Arc::as_ptr(qp));
-        if !known && self.0.len() < Self::MOST {
-            self.0.push(Arc::downgrade(qp));
+    pub(super) fn add(&mut self, qp_num: Qpn) {
+        if self.0.last() != Some(&qp_num) && self.0.len() < Self::MOST {
+            self.0.push(qp_num);
         }
     }
 
-    /// The oldest one that still exists.
-    pub(super) fn pop(&mut self) -> Option<Arc<QueuePair>> {
-        while !self.0.is_empty() {
-            if let Some(qp) = self.0.remove(0).upgrade() {
-                return Some(qp);
-            }
+    /// Nothing is owed any more, most likely by the one that was added last.
+    pub(super) fn settled(&mut self, qp_num: Qpn) {
+        if self.0.last() == Some(&qp_num) {
+            self.0.pop();
         }
-        None
+    }
+
+    /// The oldest one.
+    pub(super) fn pop(&mut self) -> Option<Qpn> {
+        (!self.0.is_empty()).then(|| self.0.remove(0))
     }
 
     pub(super) fn len(&self) -> usize {

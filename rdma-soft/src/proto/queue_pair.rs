@@ -168,6 +168,12 @@ impl QueuePair {
         self.poll_ack(host, acks, out)
     }
 
+    /// Whether [`poll_transmit`](Self::poll_transmit) may have something; false is sure, and cheap to know.
+    #[must_use]
+    pub fn may_transmit(&self, acks: Acks) -> bool {
+        self.req.cursor != self.sq.head || self.resp.may_transmit(acks)
+    }
+
     /// Whether an acknowledgement waits for [`Acks::Flush`].
     #[must_use]
     pub fn ack_pending(&self) -> bool {

@@ -78,6 +78,15 @@ impl Responder {
         self.nak = None;
     }
 
+    /// Whether there is a response or an acknowledgement that need not wait.
+    pub(super) fn may_transmit(&self, acks: Acks) -> bool {
+        self.nak.is_some() || self.resources.any_pending() || self.ack_leaves(acks)
+    }
+
+    fn ack_leaves(&self, acks: Acks) -> bool {
+        self.ack_due && (acks == Acks::Flush || self.unacknowledged >= HOLD_PACKETS)
+    }
+
     fn message_done(&mut self) {
         self.msn = (self.msn + 1) & 0xff_ffff;
     }
@@ -349,8 +358,7 @@ impl QueuePair {
 
     /// The acknowledgement that is due, unless it may wait or responses must go before it.
     pub(super) fn poll_ack<H: Host>(&mut self, host: &mut H, acks: Acks, out: &mut [u8]) -> Option<Transmit> {
-        let waits = acks == Acks::Hold && self.resp.unacknowledged < HOLD_PACKETS;
-        if !self.resp.ack_due || waits || self.resp.resources.any_pending() {
+        if !self.resp.ack_leaves(acks) || self.resp.resources.any_pending() {
             return None;
         }
         self.resp.ack_due = false;
