@@ -10,8 +10,8 @@ use std::time::Instant;
 use rdma_core::qp::transport::{Connected, Rc, Ud};
 use rdma_core::{
     AddressVector, AnyQueuePair, AsyncEvents, Buffer, ConnectOptions, EndpointOptions, Error, Event,
-    EventKind, Gid, GlobalRoute, Notify, Observed, ProtectionDomain, RecvRequest, RegionFlags, RemoteAccess,
-    SharedRegion, Status, WindowType, WorkRequest,
+    EventKind, Gid, GlobalRoute, Notify, Observed, PostErrorKind, ProtectionDomain, RecvRequest, RegionFlags,
+    RemoteAccess, SharedRegion, Status, WindowType, WorkRequest,
 };
 use support::{Difference, LIMIT, Pair, QKEY, collect, differs, open, rc, skip, uc, ud};
 
@@ -163,6 +163,28 @@ fn windows_of_type_2() {
         }
         assert_eq!(write(&pair, token), Status::REMOTE_ACCESS, "{way}");
     }
+}
+
+#[test]
+fn a_bound_window_goes_with_its_pair() {
+    let Pair { pd, a, b, context } = rc();
+    let window = match pd.memory_window(WindowType::Two) {
+        Ok(window) => window,
+        Err(error) => return skip("windows of type 2", error),
+    };
+    let shared = pd.share_with(vec![0; 64], RemoteAccess::empty(), RegionFlags::WINDOWS).unwrap();
+    let slice = shared.slice(..8).unwrap();
+    let (bind, _) = window.bind(&slice, RemoteAccess::WRITE).unwrap();
+    assert!(a.qp.start_send(bind).unwrap().wait(LIMIT).unwrap().result().is_ok());
+    let (prepared, _) = window.bind(&slice, RemoteAccess::WRITE).unwrap();
+    let start = Instant::now();
+    drop(a);
+    assert!(start.elapsed() < LIMIT, "the pair waits for its window");
+    assert!(matches!(window.bind::<Rc>(&slice, RemoteAccess::WRITE), Err(Error::Invalid { .. })));
+    assert_eq!(b.qp.post_send(prepared).unwrap_err().kind, PostErrorKind::WindowGone);
+    drop((window, shared, b, pd));
+    assert_eq!(rdma_core::leaks(), 0);
+    drop(context);
 }
 
 #[test]
@@ -378,6 +400,9 @@ fn a_send_that_fails_leaves_the_receives_of_ud() {
     let flushed = differs(&pair.context, Difference::LocalErrorsAreFlushes);
     let expected = if flushed { Status::FLUSHED } else { Status::LOCAL_PROTECTION };
     assert_eq!(collect(&pair.a.cq, 1)[0].result.clone().unwrap_err().status(), expected);
+    if flushed {
+        return assert_eq!(pair.a.qp.observe().unwrap(), Observed::Failed);
+    }
     if pair.a.qp.observe().unwrap() != Observed::SendFailed {
         return skip("SQE", "the device moved the pair elsewhere");
     }

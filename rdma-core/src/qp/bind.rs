@@ -51,6 +51,8 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         if !std::sync::Arc::ptr_eq(&binding.window.pd, &inner.pd) {
             return Err(Error::Invalid { what: "the window is of another protection domain".to_owned() });
         }
+        let gone = Error::Post(super::PostErrorKind::WindowGone);
+        let mw = binding.window.ptr().ok_or(gone)?.as_ptr();
         let full = Error::Post(super::PostErrorKind::QueueFull);
         let queue = &*inner.sq;
         queue.slots.prepare_owned();
@@ -70,7 +72,6 @@ impl<T: Transport, S: State> QueuePair<T, S> {
             send_flags: ibv_send_flags::IBV_SEND_SIGNALED.0,
             bind_info: binding.info(),
         };
-        let mw = binding.window.ptr.as_ptr();
         // SAFETY: pair, window and region are live (S-1), and the slot keeps window and region so until
         // the completion (S-2).
         let code = unsafe { verbs_sys::inline::ibv_bind_mw(inner.ptr.as_ptr(), mw, &raw mut bind) };

@@ -178,6 +178,7 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             shared: SharedReceives::default(),
             health,
             groups: parking_lot::Mutex::default(),
+            windows: parking_lot::Mutex::default(),
             pd: Arc::clone(&self.pd.inner),
         });
         let queue_pair = QueuePair::new(inner);

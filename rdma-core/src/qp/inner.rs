@@ -1,14 +1,15 @@
 //! The pair itself, without types: what all handles share.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use verbs_sys::{ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state};
 
 use crate::cq::CqInner;
 use crate::inflight::{Health, WorkQueue};
+use crate::mw::WindowInner;
 use crate::ops::{PostRecv, PostSend};
 use crate::pd::PdInner;
 use crate::port::Gid;
@@ -72,6 +73,8 @@ pub(crate) struct QpInner {
     pub(crate) health: Arc<Health>,
     /// Multicast groups that it is in, with their LIDs: it cannot be destroyed while it is in one.
     pub(crate) groups: Mutex<Vec<(Gid, u16)>>,
+    /// Windows of type 2 of which binds were posted here: those that are bound here go first.
+    pub(crate) windows: Mutex<Vec<Weak<WindowInner>>>,
     pub(crate) pd: Arc<PdInner>,
 }
 
@@ -160,6 +163,14 @@ impl Drop for QpInner {
             if let Err(error) = self.detach(gid, lid) {
                 tracing::warn!(%error, "a queue pair that goes could not leave its multicast group");
             }
+        }
+        let windows = std::mem::take(self.windows.get_mut());
+        let windows: Vec<_> = windows.iter().filter_map(Weak::upgrade).collect();
+        if !windows.is_empty() {
+            // The device holds on to a pair with a window (rxe waits for most of a minute). ERR ends what is in flight, so that no bind
+            // finds its window gone; a pair that cannot be moved there is destroyed all the same.
+            let _ = self.command(ibv_qp_state::IBV_QPS_ERR);
+            windows.iter().for_each(|window| window.go_with(self.ptr.addr()));
         }
         let context = &self.pd.context;
         // SAFETY: created once, destroyed once; every handle holds an Arc (S-1).

@@ -217,12 +217,12 @@ impl Action {
                 if !Arc::ptr_eq(&binding.window.pd, &qp.pd) {
                     return Err(PostErrorKind::WrongDomain { what: "the memory window" });
                 }
-                wr.opcode = Op::IBV_WR_BIND_MW;
-                wr.__bindgen_anon_2.bind_mw = RawBind {
-                    mw: binding.window.ptr.as_ptr(),
-                    rkey: binding.rkey,
-                    bind_info: binding.info(),
+                let Some(mw) = binding.window.post_on(qp, binding.rkey) else {
+                    return Err(PostErrorKind::WindowGone);
                 };
+                wr.opcode = Op::IBV_WR_BIND_MW;
+                wr.__bindgen_anon_2.bind_mw =
+                    RawBind { mw: mw.as_ptr(), rkey: binding.rkey, bind_info: binding.info() };
                 Opcode::Bind
             }
         })

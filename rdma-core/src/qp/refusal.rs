@@ -51,6 +51,9 @@ pub enum PostErrorKind {
         /// The object.
         what: &'static str,
     },
+    /// The memory window went with the queue pair that it was bound on.
+    #[error("the memory window went with the queue pair that it was bound on: allocate another")]
+    WindowGone,
     /// The provider refused.
     #[error("{verb} failed with errno {errno}: {}", std::io::Error::from_raw_os_error(*.errno))]
     Verb {
