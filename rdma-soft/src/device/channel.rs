@@ -31,25 +31,19 @@ impl Channel {
     /// wakes it; blocks unless the descriptor says otherwise.
     pub(crate) fn take(&self, device: &Device) -> io::Result<Arc<CompletionQueue>> {
         let pop = || self.events.pop(|cq| cq.completion_events.taken());
-        if let Some(cq) = pop() {
-            return Ok(cq);
-        }
-        device.before_sleep();
         loop {
-            let nonblocking = self.events.is_nonblocking();
-            // While the socket has anything the descriptor is readable, so this does not sleep then.
-            if !nonblocking {
-                self.events.sleep()?;
-            }
             // An event that this very thread finds is taken here and needs no signal.
             if let Some(cq) = pop().or_else(|| device.drive_until(pop)) {
                 return Ok(cq);
             }
             // The caller sleeps now, here or where it waits for the descriptor.
             device.before_sleep();
-            if nonblocking {
+            // A system call, so not asked before an answer is needed.
+            if self.events.is_nonblocking() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
+            // While the socket has anything the descriptor is readable, so this does not sleep then.
+            self.events.sleep()?;
         }
     }
 
