@@ -2,7 +2,6 @@
 //!
 //! Bandwidth is in MB/s with MB = 2^20 bytes, as perftest counts, over the bytes of messages without any header.
 
-use std::error::Error;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -193,9 +192,9 @@ async fn measure(address: &str, verb: Verb, options: &Options) -> Outcome {
         progress.set_message(format!("{size} bytes"));
         progress.tick();
         let depth = options.depth_of(size);
-        stream(&connection, verb, size, depth, Duration::from_secs_f64(options.seconds / 10.0)).await?;
-        let (operations, time) =
-            stream(&connection, verb, size, depth, Duration::from_secs_f64(options.seconds)).await?;
+        let seconds = Duration::from_secs_f64;
+        stream_for(&connection, verb, size, depth, seconds(options.seconds / 10.0)).await?;
+        let (operations, time) = stream_for(&connection, verb, size, depth, seconds(options.seconds)).await?;
         let per_second = operations as f64 / time.as_secs_f64();
         let mb_per_s = per_second * size as f64 / f64::from(1 << 20);
         let row = Row {
@@ -233,20 +232,23 @@ async fn measure(address: &str, verb: Verb, options: &Options) -> Outcome {
     Ok(())
 }
 
-/// Keeps `depth` operations in flight for `time`: how many completed, and how long they took altogether.
-async fn stream(
+/// Keeps `depth` operations in flight as long as `more` says so before each: how many completed, and how long they took altogether.
+///
+/// # Errors
+///
+/// An operation failed.
+pub async fn stream(
     connection: &Arc<RcConnection>,
     verb: Verb,
     size: usize,
     depth: u32,
-    time: Duration,
-) -> Result<(u64, Duration), Box<dyn Error>> {
+    more: impl Fn() -> bool + Clone + Send + 'static,
+) -> Outcome<(u64, Duration)> {
     let begin = Instant::now();
-    let end = begin + time;
     let mut lanes = JoinSet::new();
     for _ in 0..depth {
-        let connection = Arc::clone(connection);
-        lanes.spawn(async move { lane(&connection, verb, size, end).await });
+        let (connection, more) = (Arc::clone(connection), more.clone());
+        lanes.spawn(async move { lane(&connection, verb, size, more).await });
     }
     let mut operations = 0;
     while let Some(lane) = lanes.join_next().await {
@@ -255,12 +257,24 @@ async fn stream(
     Ok((operations, begin.elapsed()))
 }
 
-/// One operation after the other until `end`, with one buffer.
+/// As [`stream`], for some time.
+async fn stream_for(
+    connection: &Arc<RcConnection>,
+    verb: Verb,
+    size: usize,
+    depth: u32,
+    time: Duration,
+) -> Outcome<(u64, Duration)> {
+    let end = Instant::now() + time;
+    stream(connection, verb, size, depth, move || Instant::now() < end).await
+}
+
+/// One operation after the other, with one buffer.
 async fn lane(
     connection: &RcConnection,
     verb: Verb,
     size: usize,
-    end: Instant,
+    more: impl Fn() -> bool,
 ) -> Result<u64, rdma_async::OperationError> {
     let mut buffer = connection.pool().acquire().await;
     buffer.set_len(size);
@@ -268,7 +282,7 @@ async fn lane(
     let remote = if verb == Verb::Read { remote.slice(0, size as u64) } else { Some(remote) };
     let remote = remote.ok_or(rdma_async::Ended::Closed)?;
     let mut operations = 0;
-    loop {
+    while more() {
         let (result, back) = match verb {
             Verb::Send => connection.send(buffer).await,
             Verb::Write => connection.write(buffer, remote).await,
@@ -277,8 +291,6 @@ async fn lane(
         result?;
         buffer = back;
         operations += 1;
-        if Instant::now() >= end {
-            return Ok(operations);
-        }
     }
+    Ok(operations)
 }

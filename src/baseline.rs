@@ -1,8 +1,13 @@
-//! What the same message costs without RDMA: a pair of unconnected UDP sockets in two processes.
+//! What the same message costs without RDMA: a pair of unconnected UDP sockets or a TCP connection in two processes, and memory that
+//! two threads share.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::latency::RoundTrips;
 
@@ -94,6 +99,94 @@ pub fn udp_ping_pong(wait: Wait, peer: SocketAddr, size: usize, iterations: u32)
     }
     socket.send_to(&[], peer)?;
     Ok(trips)
+}
+
+/// Times `iterations` round trips of `size` bytes over UDP, without warming up and without ending the echo.
+///
+/// # Errors
+///
+/// As [`udp_ping_pong`].
+pub fn udp_round_trips(
+    socket: &UdpSocket,
+    wait: Wait,
+    peer: SocketAddr,
+    size: usize,
+    iterations: u64,
+) -> io::Result<Duration> {
+    let message = vec![0x5a; size.max(1)];
+    let mut buffer = vec![0; 65536];
+    let begin = Instant::now();
+    for _ in 0..iterations {
+        socket.send_to(&message, peer)?;
+        receive(socket, wait, &mut buffer)?;
+    }
+    Ok(begin.elapsed())
+}
+
+/// Sends back what arrives on the connections of `listener`, for ever.
+///
+/// # Errors
+///
+/// No connection can be accepted.
+pub async fn tcp_echo(listener: TcpListener) -> io::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 65536];
+            while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+                if stream.write_all(&buffer[..length]).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Times `iterations` round trips of `size` bytes over a TCP connection to [`tcp_echo`].
+///
+/// # Errors
+///
+/// The connection ends.
+pub async fn tcp_round_trips(stream: &mut TcpStream, size: usize, iterations: u64) -> io::Result<Duration> {
+    let mut message = vec![0x5a; size.max(1)];
+    let begin = Instant::now();
+    for _ in 0..iterations {
+        stream.write_all(&message).await?;
+        stream.read_exact(&mut message).await?;
+    }
+    Ok(begin.elapsed())
+}
+
+/// Times `iterations` round trips of a word between two threads that poll it: the least that two processors need.
+#[must_use]
+pub fn shared_memory_round_trips(iterations: u64) -> Duration {
+    let (ping, pong) = (AtomicU64::new(0), AtomicU64::new(0));
+    let wait = |word: &AtomicU64, value| {
+        let mut spins = 0_u32;
+        while word.load(Ordering::Acquire) < value {
+            spins += 1;
+            // Both threads may be on one processor.
+            if spins.is_multiple_of(1 << 10) {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for value in 1..=iterations {
+                wait(&ping, value);
+                pong.store(value, Ordering::Release);
+            }
+        });
+        let begin = Instant::now();
+        for value in 1..=iterations {
+            ping.store(value, Ordering::Release);
+            wait(&pong, value);
+        }
+        begin.elapsed()
+    })
 }
 
 #[cfg(test)]
