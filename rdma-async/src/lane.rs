@@ -1,11 +1,11 @@
 //! One queue pair as futures see it: who waits for what was posted, and what arrived.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{collections::VecDeque, fmt, sync::Arc, task::Waker};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rdma_core::{
-    Buffer, Completion, CompletionError, PostErrorKind, QueuePair, RecvRequest, WorkCompletion,
+    Buffer, Completion, CompletionError, QueuePair, RecvRequest, Success, WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
 
@@ -15,14 +15,27 @@ use crate::{
     line::Line,
     pool::BufferPool,
     queue::CompletionQueue,
-    reader::{Deliver, Key, Later},
+    reader::{self, Deliver, Key, Later, Registered},
 };
+
+/// What arrives at a queue pair of a transport.
+pub trait Carries: Transport {
+    #[doc(hidden)]
+    type Mail: fmt::Debug + Send + 'static;
+
+    /// Of the buffer, which shows what was received, and what the completion says.
+    #[doc(hidden)]
+    fn mail(buffer: Buffer, success: Success<'_>, completion: &WorkCompletion) -> Self::Mail;
+}
 
 /// The number of a work request, below the lane's key, that is a receive.
 const RECEIVE: u32 = Key::MAX_SLOT;
 
-/// No entry.
-const NONE: u32 = u32::MAX;
+/// The number of an operation that was posted when it was the only one.
+const ONLY: u32 = Key::MAX_SLOT - 1;
+
+/// No entry: the number of a receive, which no operation has.
+pub(crate) const NONE: u32 = RECEIVE;
 
 /// A queue pair, its operations and its receives.
 ///
@@ -35,7 +48,7 @@ const NONE: u32 = u32::MAX;
 /// Whoever reads a completion queue holds its lock and takes those of lanes, one at a time. Whoever holds a lane's may only *try* to
 /// read. No waker is called, and nothing dropped that is not ours, under either: see [`Later`].
 #[derive(Debug)]
-pub(crate) struct Lane<T: Transport> {
+pub(crate) struct Lane<T: Carries> {
     pub(crate) queue: CompletionQueue,
     pub(crate) pool: BufferPool,
     key: Key,
@@ -43,17 +56,20 @@ pub(crate) struct Lane<T: Transport> {
 }
 
 #[derive(Debug)]
-struct Shared<T: Transport> {
+struct Shared<T: Carries> {
     state: Mutex<State<T>>,
 }
 
 /// What is under a lane's lock.
 #[derive(Debug)]
-pub(crate) struct State<T: Transport> {
+pub(crate) struct State<T: Carries> {
     /// `None` before it is connected, and after it was destroyed.
     pub(crate) qp: Option<QueuePair<T, Rts>>,
     /// Why nothing is posted any more.
     pub(crate) ended: Option<Ended>,
+    /// The entry of `ONLY`, apart from the others because most operations are the only one.
+    only: Entry,
+    is_only_free: bool,
     entries: Vec<Entry>,
     /// The first free entry.
     free: u32,
@@ -61,29 +77,30 @@ pub(crate) struct State<T: Transport> {
     sends: u32,
     /// Receives posted that have not completed.
     receives: u32,
-    receive_depth: u32,
-    /// Messages that nobody has asked for yet, in order: a receive queue completes in the order of posting, which is the order in
-    /// which messages arrive (IBTA vol. 1, 10.8.3.3).
-    arrived: VecDeque<Arrival>,
+    /// A buffer whose receive was not accepted.
+    refused: Option<Buffer>,
+    /// Receives to post: what the queue pair has places for, less those posted and what arrived.
+    missing: u32,
+    /// The message that nobody has asked for yet, and those behind it, in order: a receive queue completes in the order of posting,
+    /// which is the order in which messages arrive (IBTA vol. 1, 10.8.3.3).
+    arrived: Option<T::Mail>,
+    more: VecDeque<T::Mail>,
     /// The first receive that failed: nothing arrives any more.
     pub(crate) receive_error: Option<CompletionError>,
     /// Futures that wait for a message.
     pub(crate) receivers: Line,
     /// Futures that wait for a place in the send queue.
     pub(crate) senders: Line,
+    /// Whoever has the lock read completions, and is to wake somebody when it lets go.
+    has_put_off: bool,
+    /// So is the reader: see `reader::run`.
+    has_reader_put_off: bool,
     pub(crate) counters: ConnectionCounters,
     pub(crate) errors: Errors,
 }
 
-/// A message, or a datagram: its buffer, and what the completion says.
-#[derive(Debug)]
-pub(crate) struct Arrival {
-    pub(crate) buffer: Buffer,
-    pub(crate) completion: WorkCompletion,
-}
-
 /// An operation, or a batch of them: from before its post until its future took the result.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Entry {
     /// Completions still to come.
     left: u32,
@@ -122,7 +139,7 @@ impl Finished {
     }
 }
 
-impl<T: Transport> Lane<T> {
+impl<T: Carries> Lane<T> {
     /// A lane without a queue pair, to whose key completions of `queue` are handed from now on.
     pub(crate) fn new(
         queue: &CompletionQueue,
@@ -134,15 +151,21 @@ impl<T: Transport> Lane<T> {
             state: Mutex::new(State {
                 qp: None,
                 ended: None,
+                only: Entry::default(),
+                is_only_free: true,
                 entries: Vec::with_capacity(send_depth as usize),
                 free: NONE,
                 sends: 0,
                 receives: 0,
-                receive_depth,
-                arrived: VecDeque::with_capacity(receive_depth as usize),
+                refused: None,
+                missing: receive_depth,
+                arrived: None,
+                more: VecDeque::with_capacity(receive_depth as usize),
                 receive_error: None,
                 receivers: Line::default(),
                 senders: Line::default(),
+                has_put_off: false,
+                has_reader_put_off: false,
                 counters: ConnectionCounters::default(),
                 errors: Errors::default(),
             }),
@@ -167,13 +190,85 @@ impl<T: Transport> Lane<T> {
         self.key.id(RECEIVE)
     }
 
+    /// Reads completions, for a future that holds this lane's lock: one lock less, and the future's own is found at once. Gives the
+    /// buffer of `own`, an operation of one buffer that was just posted. A queue that cannot be read shows again when the future waits.
+    /// When somebody else reads right now, they will find it. [`Lane::after`] must follow.
+    ///
+    /// Not inlined: the loop needs all registers.
+    #[inline(never)]
+    pub(crate) fn read(&self, state: &mut State<T>, own: u32) -> Option<Buffer> {
+        let mut guard = self.queue.shared.reader.try_lock()?;
+        let reader = &mut *guard;
+        let (own_id, receive_id) = (self.key.id(own), self.receive_id());
+        let mut buffer = None;
+        for mut completion in self.queue.shared.cq.poll(&mut reader.completions).ok()? {
+            let id = completion.id();
+            if id == receive_id && completion.completion().is_success() {
+                state.arrive(completion);
+            } else if id == own_id && completion.completion().is_success() {
+                // It is the first: a number has one completion.
+                std::mem::forget(std::mem::replace(&mut buffer, completion.take_buffer()));
+            } else {
+                // In an option, so that only here the completion has to be in memory.
+                self.hand_on(&reader.lanes, state, Some(completion), &mut reader.later);
+            }
+        }
+        if buffer.is_some() {
+            state.succeeded(own);
+        }
+        state.has_reader_put_off = reader.later.any;
+        state.has_put_off = reader.later.any | state.wants_waking();
+        buffer
+    }
+
+    /// Hands on a completion that `read` did not expect.
+    #[inline(never)]
+    fn hand_on(
+        &self,
+        lanes: &[Registered],
+        state: &mut State<T>,
+        completion: Option<Completion<'_>>,
+        later: &mut Later,
+    ) {
+        let Some(completion) = completion else { return };
+        let id = completion.id();
+        if self.key.is_of(id) {
+            let waker = state.deliver(Key::slot(id), completion, later);
+            later.wake(waker);
+        } else {
+            reader::hand_over(lanes, completion, later);
+        }
+    }
+
     /// The queue pair, to be destroyed outside of the lock.
     pub(crate) fn take_qp(&self) -> Option<QueuePair<T, Rts>> {
         self.lock().qp.take()
     }
+
+    /// Lets go of the lock, and does what `read` has put off.
+    #[inline(always)]
+    pub(crate) fn after(&self, state: MutexGuard<'_, State<T>>) {
+        if state.has_put_off {
+            self.wake(state);
+        }
+    }
+
+    #[inline(never)]
+    fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
+        state.has_put_off = false;
+        let has_reader_put_off = std::mem::take(&mut state.has_reader_put_off);
+        let waker = if state.has_arrived() { state.receivers.first() } else { None };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if has_reader_put_off {
+            reader::run(&self.queue.shared.reader);
+        }
+    }
 }
 
-impl<T: Transport> Drop for Lane<T> {
+impl<T: Carries> Drop for Lane<T> {
     fn drop(&mut self) {
         drop(self.take_qp());
         // What was in flight is read once more, so that its buffers come home. A queue that cannot be read keeps them until it goes.
@@ -182,48 +277,76 @@ impl<T: Transport> Drop for Lane<T> {
     }
 }
 
-impl<T: Transport> Deliver for Shared<T> {
-    fn deliver(&self, slot: u32, completion: &mut Completion<'_>, later: &mut Later) {
-        self.state.lock().deliver(slot, completion, later);
+impl<T: Carries> Deliver for Shared<T> {
+    fn deliver(&self, slot: u32, completion: Completion<'_>, later: &mut Later) {
+        let waker = self.state.lock().deliver(slot, completion, later);
+        later.wake(waker);
     }
 }
 
-impl<T: Transport> State<T> {
-    /// Takes a completion of this lane.
-    #[inline(always)]
-    pub(crate) fn deliver(&mut self, slot: u32, completion: &mut Completion<'_>, later: &mut Later) {
+impl<T: Carries> State<T> {
+    /// Takes a completion of this lane. Gives the waker of who waits for it, to be called.
+    pub(crate) fn deliver(
+        &mut self,
+        slot: u32,
+        completion: Completion<'_>,
+        later: &mut Later,
+    ) -> Option<Waker> {
         if slot != RECEIVE {
             return self.complete(slot, completion, later);
         }
+        if completion.completion().is_success() {
+            self.arrive(completion);
+            self.receivers.first()
+        } else {
+            self.receive_failed(completion, later);
+            None
+        }
+    }
+
+    /// A message is here that somebody waits for.
+    #[inline(always)]
+    fn wants_waking(&self) -> bool {
+        !self.receivers.is_empty() && self.arrived.is_some()
+    }
+
+    /// A receive succeeded.
+    #[inline(always)]
+    fn arrive(&mut self, mut completion: Completion<'_>) {
         self.receives = self.receives.wrapping_sub(1);
-        if !completion.completion().is_success() {
-            return self.receive_failed(completion, later);
-        }
-        if let Some(buffer) = completion.take_buffer() {
-            self.arrived.push_back(Arrival { buffer, completion: *completion.completion() });
-        }
-        if !self.receivers.is_empty() {
-            later.wake(self.receivers.first());
+        // A receive is posted with a buffer, and that it succeeded was seen.
+        if let (Some(buffer), Ok(success)) = (completion.take_buffer(), completion.result()) {
+            let mail = T::mail(buffer, success, completion.completion());
+            if self.arrived.is_none() {
+                self.arrived = Some(mail);
+            } else {
+                self.more.push_back(mail);
+            }
         }
     }
 
     #[cold]
-    fn receive_failed(&mut self, completion: &mut Completion<'_>, later: &mut Later) {
+    #[inline(never)]
+    fn receive_failed(&mut self, completion: Completion<'_>, later: &mut Later) {
         if let (None, Err(error)) = (&self.receive_error, completion.result()) {
             if !error.is_flush() {
                 self.errors.count(error.status());
             }
             self.receive_error = Some(error);
         }
+        self.receives = self.receives.wrapping_sub(1);
+        self.missing += 1;
         later.discard(completion);
         later.wake(self.receivers.all());
     }
 
     #[inline(never)]
-    fn complete(&mut self, slot: u32, completion: &mut Completion<'_>, later: &mut Later) {
+    fn complete(&mut self, slot: u32, mut completion: Completion<'_>, later: &mut Later) -> Option<Waker> {
         // A number that nobody has: a provider cannot make one up, for what it says names a work request in flight.
-        let Some(entry) = self.entries.get_mut(slot as usize).filter(|entry| entry.left > 0) else {
-            return later.discard(completion);
+        let entry = if slot == ONLY { Some(&mut self.only) } else { self.entries.get_mut(slot as usize) };
+        let Some(entry) = entry.filter(|entry| entry.left > 0) else {
+            later.discard(completion);
+            return None;
         };
         self.sends = self.sends.wrapping_sub(1);
         entry.left -= 1;
@@ -233,7 +356,7 @@ impl<T: Transport> State<T> {
                 later.discard_bytes(entry.bytes.take());
                 self.release(slot);
             }
-            return;
+            return None;
         }
         match completion.result() {
             Ok(_) => self.counters.completed += 1,
@@ -244,9 +367,7 @@ impl<T: Transport> State<T> {
             }
         }
         entry.finished.add(completion.take_buffers());
-        if entry.left == 0 {
-            later.wake(entry.waker.take());
-        }
+        if entry.left == 0 { entry.waker.take() } else { None }
     }
 
     /// Whether nothing may be posted any more; why not.
@@ -265,6 +386,11 @@ impl<T: Transport> State<T> {
     /// An entry for an operation that is about to be posted.
     #[inline(always)]
     pub(crate) fn allocate(&mut self) -> Option<u32> {
+        if std::mem::take(&mut self.is_only_free) { Some(ONLY) } else { self.allocate_other() }
+    }
+
+    #[inline(never)]
+    fn allocate_other(&mut self) -> Option<u32> {
         let slot = self.free;
         match self.entries.get_mut(slot as usize) {
             Some(entry) => {
@@ -278,24 +404,31 @@ impl<T: Transport> State<T> {
     /// One more than the queue pair can have in flight: somebody has yet to take the results of others.
     #[cold]
     fn grow(&mut self) -> Option<u32> {
-        let slot = u32::try_from(self.entries.len()).ok().filter(|&slot| slot < RECEIVE)?;
-        self.entries.push(Entry {
-            left: 0,
-            next: NONE,
-            ignored: false,
-            bytes: None,
-            waker: None,
-            finished: Finished::default(),
-        });
+        let slot = u32::try_from(self.entries.len()).ok().filter(|&slot| slot < ONLY)?;
+        self.entries.push(Entry::default());
         Some(slot)
+    }
+
+    #[inline(always)]
+    fn entry(&mut self, slot: u32) -> Option<&mut Entry> {
+        if slot == ONLY { Some(&mut self.only) } else { self.entries.get_mut(slot as usize) }
     }
 
     /// Gives an entry back, which holds nothing.
     #[inline(always)]
     pub(crate) fn release(&mut self, slot: u32) {
+        if slot == ONLY {
+            self.only.ignored = false;
+            self.is_only_free = true;
+        } else {
+            self.release_other(slot);
+        }
+    }
+
+    #[inline(never)]
+    fn release_other(&mut self, slot: u32) {
         if let Some(entry) = self.entries.get_mut(slot as usize) {
-            entry.ignored = false;
-            entry.next = self.free;
+            (entry.ignored, entry.left, entry.next) = (false, 0, self.free);
             self.free = slot;
         }
     }
@@ -305,26 +438,27 @@ impl<T: Transport> State<T> {
     pub(crate) fn posted(&mut self, slot: u32, count: u32) {
         self.sends += count;
         self.counters.posted += u64::from(count);
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
+        if let Some(entry) = self.entry(slot) {
             entry.left += count;
         }
     }
 
     /// The operation of this entry, of one buffer, succeeded: the entry is free again.
     #[inline(always)]
-    pub(crate) fn succeeded(&mut self, slot: u32) {
+    fn succeeded(&mut self, slot: u32) {
         self.sends -= 1;
         self.counters.completed += 1;
-        if let Some(entry) = self.entries.get_mut(slot as usize) {
-            entry.left = 0;
-            entry.next = self.free;
-            self.free = slot;
+        if slot == ONLY {
+            self.only.left = 0;
+            self.is_only_free = true;
+        } else {
+            self.release_other(slot);
         }
     }
 
     /// The result, if all completions came; then the entry is free again.
     pub(crate) fn finished(&mut self, slot: u32) -> Option<Finished> {
-        let entry = self.entries.get_mut(slot as usize).filter(|entry| entry.left == 0)?;
+        let entry = self.entry(slot).filter(|entry| entry.left == 0)?;
         let finished = std::mem::take(&mut entry.finished);
         self.release(slot);
         Some(finished)
@@ -332,7 +466,7 @@ impl<T: Transport> State<T> {
 
     /// Registers the waker of an operation in flight; gives the one that was there before.
     pub(crate) fn register(&mut self, slot: u32, waker: &Waker) -> Option<Waker> {
-        match &mut self.entries.get_mut(slot as usize)?.waker {
+        match &mut self.entry(slot)?.waker {
             Some(old) if old.will_wake(waker) => None,
             place => place.replace(waker.clone()),
         }
@@ -344,7 +478,7 @@ impl<T: Transport> State<T> {
         slot: u32,
         bytes: Option<Bytes>,
     ) -> Option<(Finished, Option<Waker>, Option<Bytes>)> {
-        let entry = self.entries.get_mut(slot as usize)?;
+        let entry = self.entry(slot)?;
         let (finished, waker) = (std::mem::take(&mut entry.finished), entry.waker.take());
         if entry.left == 0 {
             self.release(slot);
@@ -364,14 +498,21 @@ impl<T: Transport> State<T> {
 
     // ---- receives ----
 
-    /// The next message, if nobody asked before.
+    /// The next message.
     #[inline(always)]
-    pub(crate) fn take_arrived(&mut self) -> Option<Arrival> {
-        self.arrived.pop_front()
+    pub(crate) fn take_arrived(&mut self) -> Option<T::Mail> {
+        let mail = self.arrived.take()?;
+        if !self.more.is_empty() {
+            self.arrived = self.more.pop_front();
+        }
+        self.missing += 1;
+        self.counters.received += 1;
+        Some(mail)
     }
 
+    #[inline(always)]
     pub(crate) fn has_arrived(&self) -> bool {
-        !self.arrived.is_empty()
+        self.arrived.is_some()
     }
 
     /// Whether a message can still arrive without a buffer being posted.
@@ -379,29 +520,37 @@ impl<T: Transport> State<T> {
         self.receives > 0
     }
 
-    /// A receive was posted before there was a connection.
+    /// A receive was posted.
+    #[inline(always)]
     pub(crate) fn receive_posted(&mut self) {
         self.receives += 1;
+        self.missing = self.missing.wrapping_sub(1);
         self.counters.receives_posted += 1;
     }
 
-    /// Posts receives as long as the pool has buffers and the queue room. Gives a buffer that was not taken: what keeps a receive from
-    /// being posted (the slot of one that completed a moment ago, a credit of a shared completion queue, the connection's end) shows
-    /// when none is left.
+    /// Posts receives as long as the pool has buffers and the queue room. What keeps a receive from being posted (a credit of a shared
+    /// completion queue, the connection's end) shows when none is left.
     #[inline(always)]
-    pub(crate) fn refill(&mut self, lane: &Lane<T>) -> Option<Buffer> {
-        let room = self.receive_depth as usize;
-        while self.receives as usize + self.arrived.len() < room {
-            let buffer = lane.pool.try_acquire()?;
-            if let Err((_, buffer)) = self.post_recv(lane, buffer) {
-                return buffer;
-            }
+    pub(crate) fn refill(&mut self, lane: &Lane<T>) {
+        let Some(qp) = &self.qp else { return };
+        if self.ended.is_some() {
+            return;
         }
-        None
+        // A buffer that was refused is the first to be tried again: it cannot be dropped under the lock.
+        while self.missing > 0
+            && let Some(buffer) = self.refused.take().or_else(|| lane.pool.try_acquire())
+        {
+            if let Err(error) = qp.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {
+                self.refused = error.request.into_payload().into_buffers().next();
+                return;
+            }
+            self.receives += 1;
+            self.missing -= 1;
+            self.counters.receives_posted += 1;
+        }
     }
 
     /// Posts a receive.
-    #[inline(always)]
     pub(crate) fn post_recv(
         &mut self,
         lane: &Lane<T>,
@@ -412,16 +561,10 @@ impl<T: Transport> State<T> {
         };
         match qp.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {
             Ok(()) => {
-                self.receives += 1;
-                self.counters.receives_posted += 1;
+                self.receive_posted();
                 Ok(())
             }
-            Err(error) => Err(refused(error.kind, error.request)),
+            Err(error) => Err((error.kind.into(), error.request.into_payload().into_buffers().next())),
         }
     }
-}
-
-#[cold]
-fn refused(kind: PostErrorKind, request: RecvRequest) -> (OperationError, Option<Buffer>) {
-    (kind.into(), request.into_payload().into_buffers().next())
 }

@@ -13,7 +13,9 @@ pub(crate) type Ticket = u64;
 /// It is used under a lock, under which no foreign code may run: wakers are given to the caller, who calls or drops them later.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
-    places: VecDeque<Place>,
+    /// Mostly one waits, or none.
+    first: Option<Place>,
+    rest: VecDeque<Place>,
     last: Ticket,
 }
 
@@ -25,54 +27,61 @@ struct Place {
 }
 
 impl Line {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.first.is_none()
     }
 
     /// Whether the future with `ticket` comes first; one without does when nobody waits.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_turn(&self, ticket: Ticket) -> bool {
-        match self.places.front() {
+        match &self.first {
             Some(first) => first.ticket == ticket,
             None => true,
         }
     }
 
     /// Stands in line, or stays there, with the context's waker. Gives the waker that was there before.
+    #[inline]
     pub(crate) fn stand(&mut self, ticket: &mut Ticket, cx: &Context<'_>) -> Option<Waker> {
-        let place = self.places.iter_mut().find(|place| place.ticket == *ticket);
-        match place {
-            Some(Place { waker: Some(waker), .. }) if waker.will_wake(cx.waker()) => None,
-            Some(place) => place.waker.replace(cx.waker().clone()),
-            None => {
-                self.last += 1;
-                *ticket = self.last;
-                self.places.push_back(Place { ticket: self.last, waker: Some(cx.waker().clone()) });
-                None
+        if *ticket == 0 {
+            self.last += 1;
+            *ticket = self.last;
+            let place = Place { ticket: self.last, waker: Some(cx.waker().clone()) };
+            match &mut self.first {
+                first @ None => *first = Some(place),
+                Some(_) => self.rest.push_back(place),
             }
+            return None;
+        }
+        let mut places = self.first.iter_mut().chain(&mut self.rest);
+        let place = places.find(|place| place.ticket == *ticket)?;
+        match &place.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => None,
+            _ => place.waker.replace(cx.waker().clone()),
         }
     }
 
     /// Leaves the line. Gives the waker that was left there.
+    #[inline]
     pub(crate) fn leave(&mut self, ticket: &mut Ticket) -> Option<Waker> {
         let ticket = std::mem::take(ticket);
-        if self.places.front().is_some_and(|first| first.ticket == ticket) {
-            return self.places.pop_front()?.waker;
+        if self.first.as_ref()?.ticket == ticket {
+            return std::mem::replace(&mut self.first, self.rest.pop_front())?.waker;
         }
-        let index = self.places.iter().position(|place| place.ticket == ticket)?;
-        self.places.remove(index)?.waker
+        let index = self.rest.iter().position(|place| place.ticket == ticket)?;
+        self.rest.remove(index)?.waker
     }
 
     /// The waker of the first one, to be called.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn first(&mut self) -> Option<Waker> {
-        self.places.front_mut()?.waker.take()
+        self.first.as_mut()?.waker.take()
     }
 
     /// The wakers of all, to be called.
     pub(crate) fn all(&mut self) -> impl Iterator<Item = Waker> {
-        self.places.iter_mut().filter_map(|place| place.waker.take())
+        self.first.iter_mut().chain(&mut self.rest).filter_map(|place| place.waker.take())
     }
 }
 

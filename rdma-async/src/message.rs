@@ -13,7 +13,7 @@ use rdma_core::Buffer;
 pub struct Message {
     pub(crate) buffer: Buffer,
     pub(crate) imm: Option<u32>,
-    pub(crate) written: Option<usize>,
+    pub(crate) written: Option<u32>,
 }
 
 impl Message {
@@ -27,7 +27,7 @@ impl Message {
     /// empty then.
     #[must_use]
     pub fn written(&self) -> Option<usize> {
-        self.written
+        self.written.map(|bytes| bytes as usize)
     }
 
     /// The buffer that shows the message's bytes; no allocation.

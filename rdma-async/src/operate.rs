@@ -5,29 +5,27 @@
 
 use std::{
     future::Future,
-    mem,
+    mem::{self, ManuallyDrop},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use rdma_core::{
-    Buffer, CompletionError, Error, Payload, PostErrorKind, ProtectionDomain, WorkRequest,
-    qp::transport::Transport,
+    Buffer, CompletionError, Error, Payload, PostError, PostErrorKind, ProtectionDomain, WorkRequest,
 };
 
 use crate::{
     error::OperationError,
-    lane::{Finished, Lane, State},
+    lane::{Carries, Finished, Lane, NONE, State},
     line::Ticket,
     queue::Waiter,
-    reader::{self, Key},
     source::sealed::Source,
 };
 
 /// Whose lane it is, and what failures mean there.
 pub(crate) trait Owner: Send + Sync {
-    type Transport: Transport;
+    type Transport: Carries;
 
     fn lane(&self) -> &Lane<Self::Transport>;
 
@@ -42,12 +40,12 @@ pub(crate) trait Owner: Send + Sync {
 pub(crate) type Outcome<S> = (Result<(), OperationError>, S);
 
 /// Makes the work request once the memory is known.
-pub(crate) trait Request<T: Transport>:
+pub(crate) trait Request<T: Carries>:
     FnOnce(Payload<'static>) -> WorkRequest<'static, T> + Send + Unpin
 {
 }
 
-impl<T: Transport, F: FnOnce(Payload<'static>) -> WorkRequest<'static, T> + Send + Unpin> Request<T> for F {}
+impl<T: Carries, F: FnOnce(Payload<'static>) -> WorkRequest<'static, T> + Send + Unpin> Request<T> for F {}
 
 /// An operation: not yet posted, posted, or waiting for what it needs to be posted.
 #[must_use = "futures do nothing unless polled"]
@@ -57,13 +55,19 @@ pub(crate) struct Operate<'c, O: Owner, S: Source, F> {
     limit: usize,
     /// Until the first poll.
     start: Option<(S, F)>,
-    stage: Stage<'c, O::Transport, S>,
+    /// After a first poll that it was not done with.
+    /// Dropped by hand, which costs a look.
+    wait: ManuallyDrop<Option<Wait<'c, O::Transport, S>>>,
+}
+
+struct Wait<'c, T: Carries, S: Source> {
+    stage: Stage<'c, T, S>,
     waiter: Waiter<'c>,
 }
 
-enum Stage<'c, T: Transport, S: Source> {
-    /// Not started, or done.
-    Idle,
+enum Stage<'c, T: Carries, S: Source> {
+    Done,
+    Failed(Outcome<S>),
     Posted {
         slot: u32,
         kept: S::Kept,
@@ -81,97 +85,87 @@ enum Stage<'c, T: Transport, S: Source> {
 impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O, S, F> {
     #[inline]
     pub(crate) fn new(owner: &'c O, limit: usize, source: S, request: F) -> Self {
-        let waiter = Waiter::new(&owner.lane().queue.shared);
-        Operate { owner, limit, start: Some((source, request)), stage: Stage::Idle, waiter }
+        Operate { owner, limit, start: Some((source, request)), wait: ManuallyDrop::new(None) }
     }
 
-    /// The first poll. `None` when the operation is not done.
+    /// The first poll: posts, and looks whether what was posted is done already. `None` when it is not, or failed: see `wait`.
     #[inline(always)]
-    fn start(&mut self, source: S, request: F) -> Option<Outcome<S>> {
+    fn start(&mut self, source: S, request: F) -> Option<S> {
         let lane = self.owner.lane();
-        let length = source.len();
-        if length > self.limit {
-            return Some((Err(OperationError::TooLong { length, limit: self.limit }), source));
+        if source.len() > self.limit {
+            return self.too_long(source);
         }
         let (payload, kept) = match source.split(&lane.pool) {
             Ok(split) => split,
-            Err(source) => {
-                self.stage = Stage::Memory(Box::pin(copy_and_operate(self.owner, source, request)));
-                return None;
-            }
+            Err(source) => return self.wait_for_memory(source, request),
         };
-        let mut request = request(payload);
         let mut state = lane.lock();
         // Whoever stands in line comes first.
         let slot = if state.senders.is_empty() && state.ended.is_none() { state.allocate() } else { None };
         let (Some(slot), Some(qp)) = (slot, &state.qp) else {
+            if let Some(slot) = slot {
+                state.release(slot);
+            }
             drop(state);
-            return self.stand_in_line(request, kept);
+            return self.wait_for(Stage::Line { request: request(payload), kept, ticket: 0 });
         };
-        let id = lane.key().id(slot);
-        if let Err(error) = qp.post_send(request.id(id)) {
+        if let Err(error) = qp.post_send(request(payload).id(lane.key().id(slot))) {
             state.release(slot);
             drop(state);
-            request = error.request;
-            return match error.kind {
-                PostErrorKind::QueueFull => self.stand_in_line(request, kept),
-                kind => Some(refused(kind.into(), request, kept)),
-            };
+            return self.not_posted(error, kept);
         }
         state.posted(slot, 1);
-        // What was posted may be done already. Somebody else who reads right now will find it.
-        let queue = &*lane.queue.shared;
-        let Some(mut reader) = queue.reader.try_lock() else {
-            self.stage = Stage::Posted { slot, kept };
-            return None;
-        };
-        let mut buffer = None;
-        // A queue that cannot be read shows again in `wait`.
-        let _ = reader.read(&queue.cq, |completion, later| {
-            let of = completion.id();
-            if of == id && S::IS_BUFFER && completion.completion().is_success() {
-                buffer = completion.take_buffer();
-                state.succeeded(slot);
-            } else if lane.key().is_of(of) {
-                state.deliver(Key::slot(of), completion, later);
-            } else {
-                return false;
-            }
-            true
-        });
-        let later = reader.put_off();
-        drop(reader);
-        drop(state);
-        if later.is_some() {
-            reader::run(later, &queue.reader);
-        }
+        let buffer = if S::IS_BUFFER { lane.read(&mut state, slot) } else { lane.read(&mut state, NONE) };
+        lane.after(state);
         match buffer {
-            Some(buffer) => Some((Ok(()), S::of_buffer(kept, buffer))),
-            None => {
-                self.stage = Stage::Posted { slot, kept };
-                None
-            }
+            Some(buffer) => Some(S::of_buffer(kept, buffer)),
+            None => self.wait_for(Stage::Posted { slot, kept }),
         }
     }
 
+    /// To be waited for. `None`, for it is not done.
     #[inline(never)]
-    fn stand_in_line(
-        &mut self,
-        request: WorkRequest<'static, O::Transport>,
-        kept: S::Kept,
-    ) -> Option<Outcome<S>> {
-        self.stage = Stage::Line { request, kept, ticket: 0 };
+    fn wait_for(&mut self, stage: Stage<'c, O::Transport, S>) -> Option<S> {
+        let waiter = Waiter::new(&self.owner.lane().queue.shared);
+        *self.wait = Some(Wait { stage, waiter });
         None
+    }
+
+    #[cold]
+    fn too_long(&mut self, source: S) -> Option<S> {
+        let error = OperationError::TooLong { length: source.len(), limit: self.limit };
+        self.wait_for(Stage::Failed((Err(error), source)))
+    }
+
+    #[cold]
+    fn wait_for_memory(&mut self, source: S, request: F) -> Option<S> {
+        let future = copy_and_operate(self.owner, source, request);
+        self.wait_for(Stage::Memory(Box::pin(future)))
+    }
+
+    #[cold]
+    fn not_posted(
+        &mut self,
+        error: PostError<WorkRequest<'static, O::Transport>>,
+        kept: S::Kept,
+    ) -> Option<S> {
+        let PostError { kind, request } = error;
+        self.wait_for(match kind {
+            PostErrorKind::QueueFull => Stage::Line { request, kept, ticket: 0 },
+            kind => Stage::Failed(refused(kind.into(), request, kept)),
+        })
     }
 
     /// Not done at the first look.
     #[inline(never)]
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
-        if let Stage::Memory(future) = &mut self.stage {
+        let owner = self.owner;
+        // Polled again after it was done.
+        let Some(Wait { stage, waiter }) = &mut *self.wait else { return Poll::Pending };
+        if let Stage::Memory(future) = stage {
             return future.as_mut().poll(cx);
         }
-        let (owner, stage) = (self.owner, &mut self.stage);
-        match self.waiter.poll(cx, |cx| stage.check(owner, cx)) {
+        match waiter.poll(cx, |cx| stage.check(owner, cx)) {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {
                 owner.unreadable(&error);
@@ -190,15 +184,15 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Ope
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
         let this = &mut *self;
         if let Some((source, request)) = this.start.take()
-            && let Some(outcome) = this.start(source, request)
+            && let Some(source) = this.start(source, request)
         {
-            return Poll::Ready(outcome);
+            return Poll::Ready((Ok(()), source));
         }
         this.wait(cx)
     }
 }
 
-impl<T: Transport, S: Source> Stage<'_, T, S> {
+impl<T: Carries, S: Source> Stage<'_, T, S> {
     /// Looks whether it is done; with a context leaves the waker where it will be called.
     fn check<O: Owner<Transport = T>>(
         &mut self,
@@ -218,7 +212,7 @@ impl<T: Transport, S: Source> Stage<'_, T, S> {
                         return Poll::Pending;
                     };
                     drop(state);
-                    let Stage::Posted { kept, .. } = mem::replace(self, Stage::Idle) else { unreachable!() };
+                    let Stage::Posted { kept, .. } = mem::replace(self, Stage::Done) else { unreachable!() };
                     return Poll::Ready(outcome(owner, finished, kept));
                 }
                 Stage::Line { ticket, .. } => {
@@ -255,15 +249,18 @@ impl<T: Transport, S: Source> Stage<'_, T, S> {
                         return Poll::Pending;
                     }
                 }
-                // Polled again after it was done.
-                Stage::Idle | Stage::Memory(_) => return Poll::Pending,
+                Stage::Failed(_) => match mem::replace(self, Stage::Done) {
+                    Stage::Failed(outcome) => return Poll::Ready(outcome),
+                    _ => unreachable!("just seen"),
+                },
+                Stage::Done | Stage::Memory(_) => return Poll::Pending,
             }
         }
     }
 
     /// Posts what stands first in line. Stays there if there is no place.
     fn post(&mut self, lane: &Lane<T>) -> Option<Outcome<S>> {
-        let Stage::Line { request, kept, mut ticket } = mem::replace(self, Stage::Idle) else { return None };
+        let Stage::Line { request, kept, mut ticket } = mem::replace(self, Stage::Done) else { return None };
         let mut state = lane.lock();
         let posted = post(&mut state, lane, request);
         if let Err((OperationError::Post(PostErrorKind::QueueFull), request)) = posted {
@@ -286,16 +283,17 @@ impl<T: Transport, S: Source> Stage<'_, T, S> {
 impl<O: Owner, S: Source, F> Drop for Operate<'_, O, S, F> {
     #[inline]
     fn drop(&mut self) {
-        if !matches!(self.stage, Stage::Idle) {
-            give_up(self.owner.lane(), &mut self.stage);
+        if self.wait.is_some() {
+            give_up(self.owner.lane(), self.wait.take());
         }
     }
 }
 
 /// The future of an operation is dropped: what it posted is carried out, and nobody waits for it.
 #[inline(never)]
-fn give_up<T: Transport, S: Source>(lane: &Lane<T>, stage: &mut Stage<'_, T, S>) {
-    match mem::replace(stage, Stage::Idle) {
+fn give_up<T: Carries, S: Source>(lane: &Lane<T>, wait: Option<Wait<'_, T, S>>) {
+    let Some(Wait { stage, waiter: _waiter }) = wait else { return };
+    match stage {
         Stage::Posted { slot, kept } => {
             let held = lane.lock().ignore(slot, S::bytes_of(kept));
             drop(held);
@@ -304,15 +302,12 @@ fn give_up<T: Transport, S: Source>(lane: &Lane<T>, stage: &mut Stage<'_, T, S>)
             let wakers = leave(&mut lane.lock(), &mut ticket);
             wake(wakers);
         }
-        Stage::Idle | Stage::Memory(_) => {}
+        Stage::Done | Stage::Failed(_) | Stage::Memory(_) => {}
     }
 }
 
 /// Leaves the line of senders. Gives the waker left there, and that of the next one, to be called.
-pub(crate) fn leave<T: Transport>(
-    state: &mut State<T>,
-    ticket: &mut Ticket,
-) -> (Option<Waker>, Option<Waker>) {
+pub(crate) fn leave<T: Carries>(state: &mut State<T>, ticket: &mut Ticket) -> (Option<Waker>, Option<Waker>) {
     if *ticket == 0 {
         return (None, None);
     }
@@ -331,7 +326,7 @@ type Refused<T> = (OperationError, WorkRequest<'static, T>);
 
 /// Posts a work request if the send queue has a place for it now; gives its entry.
 #[expect(clippy::result_large_err, reason = "the error gives the request back")]
-fn post<T: Transport>(
+fn post<T: Carries>(
     state: &mut State<T>,
     lane: &Lane<T>,
     request: WorkRequest<'static, T>,
@@ -363,7 +358,7 @@ fn outcome<O: Owner, S: Source>(owner: &O, mut finished: Finished, kept: S::Kept
 }
 
 #[cold]
-fn refused<T: Transport, S: Source>(
+fn refused<T: Carries, S: Source>(
     error: OperationError,
     request: WorkRequest<'static, T>,
     kept: S::Kept,

@@ -1,8 +1,16 @@
 //! Registered buffers of one size that come back by themselves.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    fmt,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
 use bytes::Bytes;
+use crossbeam_utils::atomic::AtomicCell;
 use parking_lot::Mutex;
 use rdma_core::{Buffer, BufferHome, Error, IdleBuffer, Payload, ProtectionDomain, RegionRef};
 use tokio::sync::Notify;
@@ -28,23 +36,20 @@ struct Handle {
     buffer_size: usize,
 }
 
-#[derive(Debug)]
 struct Home {
-    /// A lock that is nearly always free, around a stack: a third of the instructions of a queue without locks, and the buffer used last,
-    /// which the cache still has, is handed out first.
-    idle: Mutex<Idle>,
+    /// The buffer that came back last, which the cache still has: most are taken from here and come back to it, at the cost of one
+    /// atomic exchange each.
+    last: AtomicCell<Option<IdleBuffer>>,
+    others: Mutex<Vec<IdleBuffer>>,
+    /// `CLOSED`, and the number of futures that wait for a buffer times `WAITS`.
+    special: AtomicUsize,
     capacity: usize,
     returned: Notify,
 }
 
-#[derive(Debug)]
-struct Idle {
-    buffers: Vec<IdleBuffer>,
-    /// Futures that wait for one.
-    waiting: usize,
-    /// The pool is gone: what comes back is freed.
-    closed: bool,
-}
+/// The pool is gone: what comes back is freed.
+const CLOSED: usize = 1;
+const WAITS: usize = 2;
 
 /// Buffers begin at multiples of this, so that two of them never share a cache line.
 const ALIGNMENT: usize = 64;
@@ -63,7 +68,9 @@ impl BufferPool {
         assert!(count > 0, "a pool of no buffers");
         let buffer_size = size.max(1).next_multiple_of(ALIGNMENT);
         let home = Arc::new(Home {
-            idle: Mutex::new(Idle { buffers: Vec::with_capacity(count), waiting: 0, closed: false }),
+            last: AtomicCell::new(None),
+            others: Mutex::new(Vec::with_capacity(count)),
+            special: AtomicUsize::new(0),
             capacity: count,
             returned: Notify::new(),
         });
@@ -83,7 +90,8 @@ impl BufferPool {
     #[must_use]
     #[inline]
     pub fn try_acquire(&self) -> Option<Buffer> {
-        self.handle.home.idle.lock().buffers.pop().map(IdleBuffer::into_buffer)
+        let home = &*self.handle.home;
+        home.last.take().or_else(|| home.take_other()).map(IdleBuffer::into_buffer)
     }
 
     /// The next buffer that is idle: the back-pressure of everything that uses the pool.
@@ -123,7 +131,13 @@ impl BufferPool {
     /// Number of idle buffers at this moment.
     #[must_use]
     pub fn idle(&self) -> usize {
-        self.handle.home.idle.lock().buffers.len()
+        let home = &*self.handle.home;
+        let last = home.last.take();
+        let count = home.others.lock().len() + usize::from(last.is_some());
+        if let Some(last) = last {
+            home.take_back(last);
+        }
+        count
     }
 
     /// The domain it is registered in.
@@ -137,30 +151,58 @@ impl BufferPool {
     }
 }
 
+impl fmt::Debug for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Home").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+impl Home {
+    #[inline(never)]
+    fn take_other(&self) -> Option<IdleBuffer> {
+        self.others.lock().pop()
+    }
+
+    #[inline(never)]
+    fn put_other(&self, buffer: IdleBuffer) {
+        self.others.lock().push(buffer);
+    }
+
+    /// A buffer came back while somebody waits for one, or after the pool was closed.
+    #[cold]
+    fn see_to(&self, special: usize) {
+        if special & CLOSED != 0 {
+            self.clear();
+        } else {
+            self.returned.notify_one();
+        }
+    }
+
+    /// Frees the idle buffers; the last one deregisters the region, so it is done outside of the lock.
+    fn clear(&self) {
+        let last = self.last.take();
+        let others = std::mem::take(&mut *self.others.lock());
+        drop((last, others));
+    }
+}
+
 impl BufferHome for Home {
     fn take_back(&self, buffer: IdleBuffer) {
-        let mut idle = self.idle.lock();
-        if idle.closed {
-            drop(idle);
-            return;
+        if let Some(other) = self.last.swap(Some(buffer)) {
+            self.put_other(other);
         }
-        idle.buffers.push(buffer);
-        let is_awaited = idle.waiting > 0;
-        drop(idle);
-        if is_awaited {
-            self.returned.notify_one();
+        // After it was put: whoever waits, or closes the pool, first says so and then looks for buffers, and one of both sees the other.
+        let special = self.special.load(SeqCst);
+        if special != 0 {
+            self.see_to(special);
         }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut idle = self.home.idle.lock();
-        idle.closed = true;
-        let buffers = std::mem::take(&mut idle.buffers);
-        // Outside of the lock: the last one deregisters the region.
-        drop(idle);
-        drop(buffers);
+        self.home.special.fetch_or(CLOSED, SeqCst);
+        self.home.clear();
     }
 }
 
@@ -169,13 +211,13 @@ struct Waiting<'a>(&'a Home);
 
 impl<'a> Waiting<'a> {
     fn new(home: &'a Home) -> Self {
-        home.idle.lock().waiting += 1;
+        home.special.fetch_add(WAITS, SeqCst);
         Waiting(home)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.idle.lock().waiting -= 1;
+        self.0.special.fetch_sub(WAITS, SeqCst);
     }
 }

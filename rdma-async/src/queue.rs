@@ -118,11 +118,11 @@ impl Shared {
     /// there were.
     pub(crate) fn dispatch(&self) -> Result<usize, PollError> {
         let mut reader = self.reader.lock();
-        let count = reader.read(&self.cq, |_, _| false)?;
-        let later = reader.put_off();
+        let count = reader.read(&self.cq)?;
+        let has_put_off = reader.has_put_off();
         drop(reader);
-        if later.is_some() {
-            reader::run(later, &self.reader);
+        if has_put_off {
+            reader::run(&self.reader);
         }
         Ok(count)
     }
@@ -250,15 +250,10 @@ impl<'q> Waiter<'q> {
             self.found();
             return Poll::Ready(Ok(value));
         }
-        self.asleep = true;
-        self.queue.statistics.sleeps.fetch_add(1, Relaxed);
-        self.queue.sleepers.fetch_add(1, SeqCst);
-        if self.queue.armed.swap(true, SeqCst) {
-            return Poll::Pending;
-        }
-        if let Err(error) = self.queue.arm_and_drain() {
-            self.queue.armed.store(false, SeqCst);
-            return Poll::Ready(Err(error));
+        match self.sleep() {
+            Ok(true) => return Poll::Pending,
+            Ok(false) => {}
+            Err(error) => return Poll::Ready(Err(error)),
         }
         match check(None) {
             Poll::Ready(value) => {
@@ -267,6 +262,29 @@ impl<'q> Waiter<'q> {
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Whether a wait does not begin with spinning.
+    #[inline]
+    pub(crate) fn sleeps_at_once(&self) -> bool {
+        self.queue.mode == WaitMode::Event
+    }
+
+    /// Goes to sleep; the waker is where it will be called. False when the queue had to be armed, which dispatched what had come before:
+    /// then a last look is due.
+    #[inline]
+    pub(crate) fn sleep(&mut self) -> Result<bool, Error> {
+        self.asleep = true;
+        self.queue.statistics.sleeps.fetch_add(1, Relaxed);
+        self.queue.sleepers.fetch_add(1, SeqCst);
+        if self.queue.armed.swap(true, SeqCst) {
+            return Ok(true);
+        }
+        if let Err(error) = self.queue.arm_and_drain() {
+            self.queue.armed.store(false, SeqCst);
+            return Err(error);
+        }
+        Ok(false)
     }
 
     fn spin<T>(
@@ -303,7 +321,7 @@ impl<'q> Waiter<'q> {
 
     /// What the future waited for is there.
     #[inline]
-    fn found(&mut self) {
+    pub(crate) fn found(&mut self) {
         self.wake_up();
         if let Some(since) = self.since.take() {
             self.queue.times.learn(since.elapsed());

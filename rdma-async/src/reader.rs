@@ -15,7 +15,7 @@ use rdma_core::{Buffer, Completion, Completions, PollError};
 /// Takes the completions of one queue pair.
 pub(crate) trait Deliver: Send + Sync {
     /// `slot` is the number of the work request. Called with the completion queue's lock held.
-    fn deliver(&self, slot: u32, completion: &mut Completion<'_>, later: &mut Later);
+    fn deliver(&self, slot: u32, completion: Completion<'_>, later: &mut Later);
 }
 
 /// Names a lane of a completion queue, in the upper bits of its work requests' numbers: an index, and a generation that is another
@@ -57,6 +57,8 @@ impl Key {
 /// What is put off until no lock is held: wakers run foreign code, and a buffer that comes home may call one.
 #[derive(Debug, Default)]
 pub(crate) struct Later {
+    /// Something is here.
+    pub(crate) any: bool,
     wakers: Vec<Waker>,
     garbage: Vec<Buffer>,
     bytes: Vec<Bytes>,
@@ -66,25 +68,24 @@ impl Later {
     #[inline]
     pub(crate) fn wake(&mut self, wakers: impl IntoIterator<Item = Waker>) {
         self.wakers.extend(wakers);
+        self.any = true;
     }
 
     /// Drops the buffers of a completion that nobody wants.
-    pub(crate) fn discard(&mut self, completion: &mut Completion<'_>) {
+    pub(crate) fn discard(&mut self, mut completion: Completion<'_>) {
         self.garbage.extend(completion.take_buffers());
+        self.any = true;
     }
 
     /// Drops what an operation that nobody waits for has sent.
     pub(crate) fn discard_bytes(&mut self, bytes: Option<Bytes>) {
         self.bytes.extend(bytes);
-    }
-
-    #[inline]
-    fn is_empty(&self) -> bool {
-        self.wakers.is_empty() && self.garbage.is_empty() && self.bytes.is_empty()
+        self.any = true;
     }
 
     /// Does what was put off; what is left is storage.
     fn run(&mut self) {
+        self.any = false;
         self.garbage.clear();
         self.bytes.clear();
         for waker in self.wakers.drain(..) {
@@ -106,17 +107,17 @@ impl Wake for Room {
 
 /// What whoever reads a completion queue uses.
 pub(crate) struct Reader {
-    completions: Completions,
-    lanes: Vec<Registered>,
+    pub(crate) completions: Completions,
+    pub(crate) lanes: Vec<Registered>,
     free: Vec<usize>,
-    later: Later,
+    pub(crate) later: Later,
     /// Futures that wait for room: see [`Room`].
     starved: Vec<Waker>,
     room: Arc<Room>,
 }
 
 #[derive(Default)]
-struct Registered {
+pub(crate) struct Registered {
     generation: u64,
     lane: Option<Arc<dyn Deliver>>,
 }
@@ -133,42 +134,34 @@ impl Reader {
         }
     }
 
-    /// Reads once, and gives each completion to `mine`, which leaves those of other lanes to them by giving them back; gives how many
-    /// there were. [`Reader::put_off`] must follow.
-    #[inline(always)]
-    pub(crate) fn read(
-        &mut self,
-        cq: &rdma_core::CompletionQueue,
-        mut mine: impl FnMut(&mut Completion<'_>, &mut Later) -> bool,
-    ) -> Result<usize, PollError> {
+    /// Reads once, and hands each completion to its lane; says how many there were.
+    pub(crate) fn read(&mut self, cq: &rdma_core::CompletionQueue) -> Result<usize, PollError> {
         let Reader { completions, lanes, later, .. } = self;
         let lent = cq.poll(completions)?;
         let count = lent.len();
-        for mut completion in lent {
-            if !mine(&mut completion, later) {
-                hand_over(lanes, &mut completion, later);
-            }
-        }
+        lent.for_each(|completion| hand_over(lanes, completion, later));
         Ok(count)
     }
 
-    /// What was put off, if there is anything: to be run when no lock is held, and then given to [`Reader::recycle`].
+    /// Whether something was put off: then [`run`] must follow, when no lock is held.
     #[inline(always)]
-    pub(crate) fn put_off(&mut self) -> Option<Later> {
-        if self.later.is_empty() && self.starved.is_empty() { None } else { self.put_off_slow() }
+    pub(crate) fn has_put_off(&self) -> bool {
+        self.later.any
     }
 
-    #[inline(never)]
-    fn put_off_slow(&mut self) -> Option<Later> {
-        if !self.starved.is_empty() && self.room.0.swap(false, SeqCst) {
+    fn put_off(&mut self) -> Later {
+        if self.room.0.swap(false, SeqCst) {
             self.later.wakers.append(&mut self.starved);
         }
-        (!self.later.is_empty()).then(|| mem::take(&mut self.later))
+        let is_starved = !self.starved.is_empty();
+        let later = mem::take(&mut self.later);
+        self.later.any = is_starved;
+        later
     }
 
     /// Keeps the storage.
     fn recycle(&mut self, later: Later) {
-        if self.later.is_empty() {
+        if !self.later.any {
             self.later = later;
         }
     }
@@ -178,6 +171,7 @@ impl Reader {
         if !self.starved.iter().any(|other| other.will_wake(waker)) {
             self.starved.push(waker.clone());
         }
+        self.later.any = true;
     }
 
     pub(crate) fn add(&mut self, lane: Arc<dyn Deliver>) -> Key {
@@ -202,7 +196,7 @@ impl Reader {
 
 /// Gives a completion to the lane that its number names.
 #[inline(never)]
-fn hand_over(lanes: &[Registered], completion: &mut Completion<'_>, later: &mut Later) {
+pub(crate) fn hand_over(lanes: &[Registered], completion: Completion<'_>, later: &mut Later) {
     let id = completion.id();
     let index = Key::index(id);
     match lanes.get(index) {
@@ -215,11 +209,15 @@ fn hand_over(lanes: &[Registered], completion: &mut Completion<'_>, later: &mut 
 
 /// Runs what was put off; the caller holds no lock.
 #[inline(never)]
-pub(crate) fn run(later: Option<Later>, reader: &parking_lot::Mutex<Reader>) {
-    if let Some(mut later) = later {
-        later.run();
-        reader.lock().recycle(later);
+pub(crate) fn run(reader: &parking_lot::Mutex<Reader>) {
+    let mut guard = reader.lock();
+    if !guard.later.any {
+        return;
     }
+    let mut later = guard.put_off();
+    drop(guard);
+    later.run();
+    reader.lock().recycle(later);
 }
 
 impl fmt::Debug for Reader {

@@ -134,7 +134,7 @@ impl sealed::Source for Vec<Buffer> {
 
 impl sealed::Source for Message {
     /// What came with it.
-    type Kept = (Option<u32>, Option<usize>);
+    type Kept = (Option<u32>, Option<u32>);
 
     #[inline]
     fn len(&self) -> usize {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{link::Link, transport::Connected};
-use crate::{error::OperationError, lane::Arrival, message::Message, receive::Receive};
+use crate::{error::OperationError, message::Message, receive::Receive};
 
 /// The future of [`Connection::recv`](super::Connection::recv).
 #[must_use = "futures do nothing unless polled"]
@@ -26,23 +26,8 @@ impl<T: Connected> Future for Recv<'_, T> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll(cx).map_ok(message)
+        self.0.poll(cx)
     }
-}
-
-#[inline(always)]
-fn message(arrival: Arrival) -> Message {
-    let Arrival { mut buffer, completion } = arrival;
-    let (mut imm, mut written) = (None, None);
-    // Only successes arrive.
-    if let Ok(success) = completion.result() {
-        imm = success.imm();
-        if success.is_write_with_imm() {
-            written = Some(success.len());
-            buffer.truncate(0);
-        }
-    }
-    Message { buffer, imm, written }
 }
 
 impl<T: Connected> fmt::Debug for Recv<'_, T> {

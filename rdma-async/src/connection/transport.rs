@@ -1,12 +1,14 @@
 //! What differs between the connected transports.
 
 use rdma_core::{
-    ConnectOptions, Endpoint, Error, QueuePair,
+    Buffer, ConnectOptions, Endpoint, Error, QueuePair, Success, WorkCompletion,
     qp::{
         state::{Init, Rts},
         transport::{self, ConnectedInit, Rc, RdmaWrite, Uc},
     },
 };
+
+use crate::{lane::Carries, message::Message};
 
 /// A transport that connects two queue pairs: [`Rc`] or [`Uc`]. Sealed.
 pub trait Connected:
@@ -18,7 +20,7 @@ impl Connected for Rc {}
 impl Connected for Uc {}
 
 /// What the exchange and the watcher need to know.
-pub trait Sealed: transport::Transport {
+pub trait Sealed: Carries<Mail = Message> {
     /// Names the transport in the exchange.
     #[doc(hidden)]
     const CODE: u8;
@@ -37,6 +39,20 @@ pub trait Sealed: transport::Transport {
 
 macro_rules! connected {
     ($transport:ident, $code:literal, $reliable:literal) => {
+        impl Carries for $transport {
+            type Mail = Message;
+
+            #[inline(always)]
+            fn mail(mut buffer: Buffer, success: Success<'_>, _: &WorkCompletion) -> Message {
+                let mut written = None;
+                if success.is_write_with_imm() {
+                    written = Some(u32::try_from(success.len()).unwrap_or(u32::MAX));
+                    buffer.truncate(0);
+                }
+                Message { buffer, imm: success.imm(), written }
+            }
+        }
+
         impl Sealed for $transport {
             const CODE: u8 = $code;
             const RELIABLE: bool = $reliable;

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use rdma_core::{
-    Buffer, CompletionError, Error, LinkLayer, Payload, WorkRequest,
+    Buffer, CompletionError, Error, LinkLayer, Payload, Success, WorkCompletion, WorkRequest,
     qp::transport::{Ud, UdInit, UdRtr, UdRts},
 };
 use tokio::sync::Notify;
@@ -22,7 +22,7 @@ use crate::{
     counters::UdCounters,
     domain::Domain,
     error::{Ended, OperationError},
-    lane::{Arrival, Lane},
+    lane::{Carries, Lane},
     operate::{Operate, Owner},
     pool::BufferPool,
     receive::{Receive, Receiver},
@@ -99,6 +99,21 @@ pub struct UdEndpoint {
     tables: Mutex<Tables>,
 }
 
+/// A datagram as it arrived, and what the completion says.
+#[derive(Debug)]
+pub struct Arrival {
+    buffer: Buffer,
+    completion: WorkCompletion,
+}
+
+impl Carries for Ud {
+    type Mail = Arrival;
+
+    fn mail(buffer: Buffer, _: Success<'_>, completion: &WorkCompletion) -> Arrival {
+        Arrival { buffer, completion: *completion }
+    }
+}
+
 /// What is seldom needed.
 #[derive(Debug, Default)]
 struct Tables {
@@ -140,12 +155,11 @@ impl UdEndpoint {
         let qp = qp.rtr(&UdRtr {})?.rts(&UdRts { sq_psn: 0 })?;
         let address = UdAddress { gid, lid: port.lid, service_level: 0, qp_num: qp.num() };
         let lane = Lane::new(&queue, pool, config.send_depth, config.receive_depth);
-        let left = {
+        {
             let mut state = lane.lock();
             state.qp = Some(qp);
-            state.refill(&lane)
-        };
-        drop(left);
+            state.refill(&lane);
+        }
         Ok(UdEndpoint {
             lane,
             end: Notify::new(),
