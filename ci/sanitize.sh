@@ -31,7 +31,7 @@ suites() {
   RUSTFLAGS="$2" cargo +nightly test --locked --target "$host" -p rdma-core-rs --lib --test evil --test null_basic
   step "$1: rdma-core on the built-in device"
   RUSTFLAGS="$2" cargo +nightly test --locked --target "$host" -p rdma-workbench \
-    --test core_operations --test core_safety --test core_objects
+    --test core_operations --test core_safety --test core_objects --test core_timestamps
 }
 
 target="${CARGO_TARGET_DIR:-target}/sanitize"

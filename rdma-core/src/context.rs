@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
-use verbs_sys::{Verbs, ibv_context};
+use verbs_sys::{Verbs, ibv_context, ibv_values_ex, ibv_values_mask, inline};
 
 use crate::cq::{CompletionChannel, CompletionQueueBuilder};
 use crate::device::{AtomicCapability, DeviceAttributes};
@@ -126,6 +126,26 @@ impl Context {
     pub fn completion_vectors(&self) -> u32 {
         // SAFETY: live (S-1).
         u32::try_from(unsafe { self.inner.ptr.as_ref() }.num_comp_vectors).unwrap_or(1)
+    }
+
+    /// The device's clock now (`man ibv_query_rt_values_ex`): ticks of [`clock_khz`](DeviceAttributes::clock_khz), by which
+    /// completions are stamped that are asked for [`CompletionClock::Device`](crate::CompletionClock::Device).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where the provider has no clock to read, and what the verb says.
+    pub fn clock(&self) -> Result<u64, Error> {
+        const VERB: &str = "ibv_query_rt_values_ex";
+        let mut values =
+            ibv_values_ex { comp_mask: ibv_values_mask::IBV_VALUES_MASK_RAW_CLOCK.0, ..Default::default() };
+        // SAFETY: the context is live (S-1), the output valid for writes.
+        let code = unsafe { inline::ibv_query_rt_values_ex(self.inner.ptr.as_ptr(), &raw mut values) };
+        Error::check(VERB, code)?;
+        if values.comp_mask & ibv_values_mask::IBV_VALUES_MASK_RAW_CLOCK.0 == 0 {
+            return Err(Error::Unsupported { verb: VERB });
+        }
+        let (seconds, rest) = (values.raw_clock.tv_sec, values.raw_clock.tv_nsec);
+        Ok(seconds.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(rest.cast_unsigned()))
     }
 
     /// Allocates a protection domain.

@@ -45,8 +45,8 @@ mod sync;
 pub use ah::{AddressHandle, AddressVector, GlobalRoute};
 pub use context::Context;
 pub use cq::{
-    Completion, CompletionChannel, CompletionError, CompletionQueue, CompletionQueueBuilder, Completions,
-    Notify, Opcode, PollError, Status, Success, WorkCompletion,
+    Completion, CompletionChannel, CompletionClock, CompletionError, CompletionQueue, CompletionQueueBuilder,
+    Completions, Notify, Opcode, PollError, Status, Success, WorkCompletion,
 };
 pub use device::{AtomicCapability, Choice, Device, DeviceAttributes, OdpCapabilities, Provider};
 pub(crate) use error::leak;

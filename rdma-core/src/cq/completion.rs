@@ -33,12 +33,30 @@ pub enum Opcode {
 
 /// `wr_id` of an entry that names no work request: no queue has this number. The low bits are free for other use.
 const NAMELESS: u64 = !0x3f;
+/// In `wc_flags`: the completion has a timestamp, whose low half is in `vendor_err`, and the high half in the high half of `wr_id`.
+/// No flag of verbs; the array of `ibv_poll_cq` is cleared of it.
+pub(super) const STAMPED: u32 = 1 << 31;
+/// The same in the `wr_id` of a `WorkCompletion`.
+const STAMPED_TAG: u64 = 1 << 4;
+const HIGH_HALF: u64 = 0xffff_ffff << 32;
+
+/// Gives a raw completion, found by other means than its `wr_id`, a timestamp.
+#[allow(clippy::cast_possible_truncation, reason = "the low half")]
+pub(super) fn stamp(wc: &mut ibv_wc, time: u64) {
+    wc.wr_id = time & HIGH_HALF;
+    wc.vendor_err = time as u32;
+    wc.wc_flags |= STAMPED;
+}
 
 impl Opcode {
     /// What the `wr_id` of a completion becomes once that is found; that of a simple one ends in the opcode as it is.
     #[inline]
-    fn tag(self) -> u64 {
-        NAMELESS | self as u64
+    fn tag(self, wc: &ibv_wc) -> u64 {
+        if wc.wc_flags & STAMPED == 0 {
+            NAMELESS | self as u64
+        } else {
+            wc.wr_id & HIGH_HALF | STAMPED_TAG | self as u64
+        }
     }
 
     #[inline]
@@ -79,7 +97,7 @@ impl WorkCompletion {
     #[inline]
     pub(crate) fn new(wc: ibv_wc, opcode: Opcode, health: &Health) -> WorkCompletion {
         let mut this = WorkCompletion { wc };
-        this.wc.wr_id = opcode.tag();
+        this.wc.wr_id = opcode.tag(&wc);
         if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
             this.wc.byte_len = health.first().map_or(0, |(status, _)| status.0);
         }
@@ -89,7 +107,7 @@ impl WorkCompletion {
     /// One that the caller knows to be a success.
     #[inline]
     pub(crate) fn success(wc: ibv_wc, opcode: Opcode) -> WorkCompletion {
-        WorkCompletion { wc: ibv_wc { wr_id: opcode.tag(), ..wc } }
+        WorkCompletion { wc: ibv_wc { wr_id: opcode.tag(&wc), ..wc } }
     }
 
     /// The details of what the caller knows to be a success.
@@ -209,6 +227,15 @@ impl Success<'_> {
     #[inline]
     fn flag(&self, flag: ibv_wc_flags) -> bool {
         self.completion.wc.wc_flags & flag.0 != 0
+    }
+
+    /// When the device completed it, by the clock that the completion queue was created with; `None` unless
+    /// [`timestamps`](crate::CompletionQueueBuilder::timestamps) were asked for, and for unsignalled work.
+    #[must_use]
+    #[inline]
+    pub fn timestamp(&self) -> Option<u64> {
+        let wc = self.completion.raw();
+        (wc.wr_id & STAMPED_TAG != 0).then(|| wc.wr_id & HIGH_HALF | u64::from(wc.vendor_err))
     }
 
     /// The immediate data that came with a SEND or an RDMA WRITE, in host byte order.

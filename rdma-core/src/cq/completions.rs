@@ -7,7 +7,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 
 use verbs_sys::ibv_wc;
 
-use super::completion::{NOTHING, Opcode, Success, WorkCompletion};
+use super::completion::{NOTHING, Opcode, STAMPED, Success, WorkCompletion};
 use super::poll::{BATCH, Parked};
 use super::status::CompletionError;
 use crate::inflight::{Held, HeldList, SimpleSlot, SlotPayload};
@@ -101,6 +101,7 @@ impl Completions {
         let mut landed = [NOTHING; BATCH];
         for (to, wc) in landed.iter_mut().zip(&mut self.wcs).skip(from) {
             *to = *wc.raw();
+            to.wc_flags &= !STAMPED;
             *wc = WorkCompletion::of(NOTHING);
         }
         landed

@@ -3,6 +3,7 @@
 mod channel;
 mod completion;
 mod completions;
+mod extended;
 mod poll;
 mod status;
 
@@ -19,6 +20,8 @@ pub(crate) use channel::ChannelInner;
 pub use channel::CompletionChannel;
 pub use completion::{Opcode, Success, WorkCompletion};
 pub use completions::{Completion, Completions};
+pub use extended::CompletionClock;
+use extended::{Extended, Wanted};
 pub use poll::PollError;
 pub(crate) use poll::{BATCH, Later, Parked, Parking, Sink, run};
 pub use status::{CompletionError, Status};
@@ -34,6 +37,8 @@ pub(crate) struct CqInner {
     poll_cq: PollCq,
     /// Those of the context.
     entries: NonNull<Entries>,
+    /// How to read it, if it is an extended one.
+    extended: Option<Extended>,
     pub(crate) context: Arc<ContextInner>,
     pub(crate) channel: Option<Arc<ChannelInner>>,
     /// What the channel knows it by.
@@ -66,7 +71,9 @@ pub(crate) struct CqState {
     prepaid: Vec<Weak<WorkQueue>>,
     /// All queues count: a completion returns a credit.
     counts: bool,
-    /// `is_quiet`, and not `counts`: one test for the common case.
+    /// It is read by other means than `ibv_poll_cq`.
+    is_extended: bool,
+    /// `is_quiet`, and neither `counts` nor `is_extended`: one test for the common case.
     is_plain: bool,
     /// What a poller puts off, kept for its storage; empty outside of a poll.
     pub(crate) deferred: Vec<Later>,
@@ -80,7 +87,12 @@ impl CqState {
 
     fn set_quiet(&mut self, is_quiet: bool) {
         self.is_quiet = is_quiet;
-        self.is_plain = is_quiet && !self.counts;
+        self.is_plain = is_quiet && !self.counts && !self.is_extended;
+    }
+
+    fn set_extended(&mut self, is_extended: bool) {
+        self.is_extended = is_extended;
+        self.set_quiet(self.is_quiet);
     }
 
     fn set_counts(&mut self) {
@@ -101,6 +113,7 @@ impl Default for CqState {
             zombies: Vec::new(),
             credit_waiters: Vec::new(),
             is_quiet: true,
+            is_extended: false,
             is_plain: true,
             prepaid: Vec::new(),
             counts: false,
@@ -243,11 +256,12 @@ pub struct CompletionQueueBuilder<'a> {
     channel: Option<&'a CompletionChannel>,
     vector: u32,
     user: u64,
+    clock: Option<CompletionClock>,
 }
 
 impl<'a> CompletionQueueBuilder<'a> {
     pub(crate) fn new(context: &'a Arc<ContextInner>, depth: u32) -> CompletionQueueBuilder<'a> {
-        CompletionQueueBuilder { context, depth, channel: None, vector: 0, user: 0 }
+        CompletionQueueBuilder { context, depth, channel: None, vector: 0, user: 0, clock: None }
     }
 
     /// Reports completions on `channel` when armed.
@@ -269,11 +283,18 @@ impl<'a> CompletionQueueBuilder<'a> {
         self
     }
 
+    /// Stamps completions by this clock: [`Success::timestamp`]. The queue is then an extended one (`man
+    /// ibv_create_cq_ex`), whose polls cost more.
+    pub fn timestamps(mut self, clock: CompletionClock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
     /// Creates it (`man ibv_create_cq`).
     ///
     /// # Errors
     ///
-    /// What `ibv_create_cq` says.
+    /// What `ibv_create_cq` says; [`Error::Unsupported`] for timestamps that the provider has not.
     pub fn build(self) -> Result<CompletionQueue, Error> {
         let context = self.context;
         let too_many =
@@ -284,17 +305,28 @@ impl<'a> CompletionQueueBuilder<'a> {
         let key = channel.as_ref().map_or(0, |channel| channel.reserve_key());
         let raw_channel = channel.as_ref().map_or(std::ptr::null_mut(), |channel| channel.ptr.as_ptr());
         let cookie = std::ptr::without_provenance_mut(key);
-        // SAFETY: context and channel are live (S-1).
-        let ptr = unsafe {
-            (context.verbs.ibv_create_cq)(context.ptr.as_ptr(), depth, cookie, raw_channel, vector)
+        let (extended, ptr) = match self.clock {
+            None => {
+                // SAFETY: context and channel are live (S-1).
+                let ptr = unsafe {
+                    (context.verbs.ibv_create_cq)(context.ptr.as_ptr(), depth, cookie, raw_channel, vector)
+                };
+                (None, NonNull::new(ptr).ok_or_else(|| Error::last("ibv_create_cq"))?)
+            }
+            Some(clock) => {
+                let Self { depth, vector, .. } = self;
+                let wanted = Wanted { depth, cookie, channel: raw_channel, vector };
+                let (extended, ptr) = Extended::create(context, clock, &wanted)?;
+                (Some(extended), ptr)
+            }
         };
-        let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_create_cq"))?;
         // SAFETY: just created.
         let granted = unsafe { ptr.as_ref() }.cqe;
         let inner = Arc::new(CqInner {
             ptr,
-            poll_cq: context.data_path.poll_cq,
+            poll_cq: if extended.is_some() { extended::nothing } else { context.data_path.poll_cq },
             entries: NonNull::from(context.queues.entries()),
+            extended,
             context: Arc::clone(context),
             channel,
             key,
@@ -308,6 +340,7 @@ impl<'a> CompletionQueueBuilder<'a> {
         if let Some(channel) = &inner.channel {
             channel.add_queue(key, &inner);
         }
+        inner.lock_state().set_extended(inner.extended.is_some());
         context.queues.add_cq(&inner);
         Ok(CompletionQueue { inner })
     }

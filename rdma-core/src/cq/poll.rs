@@ -7,7 +7,9 @@ use std::task::Waker;
 
 use verbs_sys::{ibv_wc, ibv_wc_status};
 
+use super::completion::STAMPED;
 use super::completions::Lot;
+use super::extended::Batch;
 use super::{Completions, CqInner, CqState, WorkCompletion};
 use crate::inflight::{Held, HeldList, Keep, Taken, WorkQueue, WrId};
 use parking_lot::MutexGuard;
@@ -25,6 +27,20 @@ const _: () = assert!(BATCH_INT as usize == BATCH);
 pub struct PollError {
     /// What the verb returned: negative, or more completions than there was room for.
     pub code: i32,
+}
+
+/// A `Lot`, or a poll error, as two numbers: so they are returned in registers.
+struct Answer {
+    simple: usize,
+    /// 0, or 1 if something is listed, or the code of the error.
+    rest: i32,
+}
+
+impl From<Answer> for Result<Lot, PollError> {
+    #[inline(always)]
+    fn from(Answer { simple, rest }: Answer) -> Self {
+        if rest < 0 { Err(PollError { code: rest }) } else { Ok(Lot { simple, is_listed: rest != 0 }) }
+    }
 }
 
 /// What is to be done after the lock is gone: wakers called and buffers dropped run code that is not ours.
@@ -120,11 +136,11 @@ impl CqInner {
         // SAFETY: room for BATCH completions, under the lock.
         let n = unsafe { self.read(out.landing()) }?;
         if !guard.is_plain {
-            return Ok(self.lend_any(guard, out, 0, n));
+            return self.lend_any(guard, out, 0, n).into();
         }
         let simple = self.lend_simple(out, n);
         if simple != n {
-            return Ok(self.lend_any(guard, out, simple, n));
+            return self.lend_any(guard, out, simple, n).into();
         }
         Ok(Lot { simple, is_listed: false })
     }
@@ -150,8 +166,12 @@ impl CqInner {
         mut guard: MutexGuard<'_, CqState>,
         out: &mut Completions,
         mut simple: usize,
-        n: usize,
-    ) -> Lot {
+        mut n: usize,
+    ) -> Answer {
+        let batch = match self.read_extended() {
+            Ok(batch) => batch,
+            Err(PollError { code }) => return Answer { simple: 0, rest: code },
+        };
         let state = &mut *guard;
         let mut credits = 0;
         // What is parked comes first.
@@ -167,7 +187,11 @@ impl CqInner {
         listed.extend(state.parked.drain(..));
         let mut sink = Lending { listed, deferred: &mut state.deferred, credits };
         for wc in &landed[simple..n] {
-            self.dispatch_one(wc, &mut sink);
+            self.dispatch_one(WrId(wc.wr_id), wc, &mut sink);
+        }
+        if let Some(batch) = batch {
+            batch.iter().for_each(|(id, wc)| self.dispatch_one(id, wc, &mut sink));
+            n = batch.len();
         }
         self.return_credits(sink.credits);
         let is_listed = !listed.is_empty();
@@ -175,7 +199,7 @@ impl CqInner {
         if !state.is_quiet {
             self.settle(guard, n);
         }
-        Lot { simple, is_listed }
+        Answer { simple, rest: i32::from(is_listed) }
     }
 
     /// Polls once; what was posted for pollers waits for one.
@@ -183,11 +207,18 @@ impl CqInner {
         let mut guard = self.lock_state();
         let state = &mut *guard;
         // SAFETY: room for BATCH completions.
-        let n = unsafe { self.read(state.wcs.as_mut_ptr()) }?;
+        let mut n = unsafe { self.read(state.wcs.as_mut_ptr()) }?;
         let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
         // Entries that a provider counted and did not write hold old completions, which are strays.
-        for wc in &state.wcs[..n] {
-            self.dispatch_one(wc, &mut sink);
+        for wc in &mut state.wcs[..n] {
+            wc.wc_flags &= !STAMPED;
+            self.dispatch_one(WrId(wc.wr_id), wc, &mut sink);
+        }
+        if n == 0
+            && let Some(batch) = self.read_extended()?
+        {
+            batch.iter().for_each(|(id, wc)| self.dispatch_one(id, wc, &mut sink));
+            n = batch.len();
         }
         let credits = sink.credits;
         self.return_credits(credits);
@@ -196,6 +227,13 @@ impl CqInner {
             self.settle(guard, n);
         }
         Ok(n)
+    }
+
+    /// Reads an extended queue. The caller holds the lock.
+    fn read_extended(&self) -> Result<Option<Batch>, PollError> {
+        let Some(extended) = &self.extended else { return Ok(None) };
+        // SAFETY: the queue is live (S-1), and read under the lock.
+        unsafe { extended.poll() }.map(Some)
     }
 
     /// Calls the verb; gives the number of completions it wrote.
@@ -244,8 +282,7 @@ impl CqInner {
 
     /// Dispatches a completion to whatever it belongs to.
     #[inline(never)]
-    fn dispatch_one(&self, wc: &ibv_wc, sink: &mut impl Sink) {
-        let id = WrId(wc.wr_id);
+    fn dispatch_one(&self, id: WrId, wc: &ibv_wc, sink: &mut impl Sink) {
         let queue = self.context.queues.entries().find(id);
         // SAFETY: null, or a queue that is not freed before this poller leaves its lock (S-4).
         let Some(queue) = (unsafe { queue.as_ref() }) else { return self.count_stray() };
