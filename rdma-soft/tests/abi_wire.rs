@@ -116,6 +116,17 @@ fn check_capture(file: &str, variables: &[(&str, &str)]) {
     assert!(packets > 500, "{packets} packets");
 }
 
+/// A receiver that cannot see the IPv4 identification finds out which one the ICRC fits: it must be the one that the
+/// kernel sends, or no other implementation would take our packets.
+#[test]
+fn packets_have_the_identification_that_their_icrc_covers() {
+    for gso in ["on", "off"] {
+        let text = in_process("some_traffic", &[("RDMA_SOFT_LOCAL", "wire"), ("RDMA_SOFT_GSO", gso)]);
+        assert!(counter(&text, "rcvd_datagrams") > 500, "{text}");
+        assert_eq!(counter(&text, "rx_other_identification"), 0, "with segmentation {gso}");
+    }
+}
+
 #[test]
 fn captures_are_valid() {
     check_capture("memory", &[]);

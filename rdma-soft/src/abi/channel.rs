@@ -22,7 +22,7 @@ pub(crate) type CompChannel = Object<ibv_comp_channel, ChannelData>;
 pub(crate) unsafe extern "C" fn create_comp_channel(context: *mut ibv_context) -> *mut ibv_comp_channel {
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    let channel = match Channel::new(&data.device) {
+    let channel = match Channel::new() {
         Ok(channel) => Arc::new(channel),
         Err(e) => return null(e.raw_os_error().unwrap_or(libc::EMFILE)),
     };

@@ -178,8 +178,10 @@ pub(crate) unsafe extern "C" fn modify_cq(cq: *mut ibv_cq, attr: *mut ibv_modify
 pub(crate) unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {
     // SAFETY: the caller passes a live queue.
     let data = unsafe { data(cq) };
-    data.device.arm(&data.queue, solicited_only != 0);
-    0
+    match data.device.arm(&data.queue, solicited_only != 0) {
+        Ok(()) => 0,
+        Err(e) => e.raw_os_error().unwrap_or(libc::ENOMEM),
+    }
 }
 
 pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, num_entries: c_int, wc: *mut ibv_wc) -> c_int {

@@ -93,17 +93,23 @@ impl Watch {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(0);
         epoll::add(&epoll, &device.background.eventfd, data, epoll::EventFlags::IN)?;
-        epoll::add(&epoll, device.socket.as_fd(), data, epoll::EventFlags::empty())?;
         epoll::add(&epoll, device.multicast.fd(), data, epoll::EventFlags::IN)?;
         Ok(Watch { epoll, has_socket: false })
     }
 
+    /// Off means off: a descriptor that watches the socket for nothing costs every packet time all the same.
     fn watch_socket(&mut self, device: &Device, wanted: bool) {
-        if self.has_socket != wanted {
-            let flags = if wanted { epoll::EventFlags::IN } else { epoll::EventFlags::empty() };
-            let data = epoll::EventData::new_u64(0);
-            // Fails for descriptors that are not there only.
-            let _ = epoll::modify(&self.epoll, device.socket.as_fd(), data, flags);
+        if self.has_socket == wanted {
+            return;
+        }
+        let socket = device.socket.as_fd();
+        let done = if wanted {
+            epoll::add(&self.epoll, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+        } else {
+            epoll::delete(&self.epoll, socket)
+        };
+        // Fails for want of memory only; the next round tries again.
+        if done.is_ok() {
             self.has_socket = wanted;
         }
     }
@@ -153,8 +159,8 @@ fn run(device: &Arc<Device>, mut watch: Watch) {
                 continue;
             }
             wakes_at = wakes_at.min(device.next_deadline.load(Ordering::SeqCst));
-            if device.has_delayed() {
-                // Nothing says when the socket takes more.
+            if device.has_delayed() || !watch.has_socket {
+                // Nothing says when the socket takes more, or has something.
                 wakes_at = wakes_at.min(now + TICK);
             }
         }

@@ -44,6 +44,9 @@ device_counters! {
     DropPad = "drop_pad",
     /// Packets with payload where none may be.
     DropPayload = "drop_unexpected_payload",
+    /// Packets whose ICRC fits an IPv4 identification that a device of this kind would not have sent. The
+    /// check is then one of 16 bits.
+    OtherIdentification = "rx_other_identification",
     /// Packets with a wrong ICRC.
     IcrcError = "rx_icrc_errors",
     /// Packets for a queue pair that does not exist.

@@ -1,7 +1,7 @@
 //! From state machines to the socket, or straight to a queue pair of this process.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -318,7 +318,7 @@ impl Device {
 
     pub(super) fn envelope_to(&self, peer: &Peer, identification: u16) -> Envelope {
         Envelope {
-            from: SocketAddr::new(self.address, peer.source_port()),
+            from: SocketAddr::new(self.address, ROCE_V2_PORT),
             to: peer.address,
             traffic_class: peer.traffic_class,
             identification,
@@ -351,10 +351,7 @@ impl Device {
     }
 
     fn send_now(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
-        match &peer.path {
-            Some(path) => path.send(bytes, segment),
-            None => self.socket.send(&peer.to, bytes, segment, peer.traffic_class),
-        }
+        self.socket.send(&peer.to, bytes, segment, peer.traffic_class)
     }
 
     pub(super) fn has_delayed(&self) -> bool {
@@ -390,25 +387,6 @@ impl Device {
 
     fn peer_of_destination(&self, destination: &Destination) -> Peer {
         self.peer_at(address_of_gid(destination.gid), destination.traffic_class)
-    }
-
-    /// The destination of a connection, with a path of its own if it can have one.
-    pub(super) fn connected_peer(&self, address: std::net::IpAddr, traffic_class: u8) -> Peer {
-        let mut peer = self.peer_at(address, traffic_class);
-        if !peer.is_local {
-            peer.path = self.paths.get(self.own_address(), peer.address, traffic_class);
-        }
-        peer
-    }
-
-    /// What the device's own socket is bound to.
-    fn own_address(&self) -> SocketAddr {
-        match self.address {
-            std::net::IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-                SocketAddrV6::new(v6, ROCE_V2_PORT, 0, self.interface_index).into()
-            }
-            address => SocketAddr::new(address, ROCE_V2_PORT),
-        }
     }
 
     /// The destination at an address.

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,19 +34,21 @@ struct State<T> {
 }
 
 impl<T> EventQueue<T> {
-    /// A queue whose descriptor also becomes readable when `also` does.
-    pub(crate) fn new(also: Option<BorrowedFd<'_>>) -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for fd in [Some(eventfd.as_fd()), also].into_iter().flatten() {
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-        }
+        epoll::add(&epoll, &eventfd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         let state = Mutex::new(State { queue: VecDeque::new(), raised: false });
         Ok(EventQueue { state, eventfd, epoll })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the descriptor is readable also when `fd` is.
+    pub(crate) fn watch(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
     }
 
     /// The descriptor for the program.
@@ -164,7 +166,7 @@ pub(crate) struct AsyncEvents(EventQueue<QueuedEvent>);
 
 impl AsyncEvents {
     pub(crate) fn new() -> io::Result<Self> {
-        EventQueue::new(None).map(AsyncEvents)
+        EventQueue::new().map(AsyncEvents)
     }
 
     pub(crate) fn fd(&self) -> RawFd {
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_descriptor_says_whether_events_wait() {
-        let queue = EventQueue::new(None).unwrap();
+        let queue = EventQueue::new().unwrap();
         assert!(!readable(&queue));
         queue.push(1);
         queue.signal();
@@ -223,7 +225,7 @@ mod tests {
 
     #[test]
     fn no_wake_up_is_lost_between_two_threads() {
-        let queue = Arc::new(EventQueue::new(None).unwrap());
+        let queue = Arc::new(EventQueue::new().unwrap());
         let producer = {
             let queue = Arc::clone(&queue);
             std::thread::spawn(move || {

@@ -158,8 +158,11 @@ impl Device {
             _ if received == computed => Some(envelope.identification),
             // What explains the difference is the difference of the identifications.
             Origin::Wire if envelope.from.is_ipv4() => {
-                UnknownIdentification::explain(computed, received, transport.len())
-                    .map(|difference| difference ^ envelope.identification)
+                let difference = UnknownIdentification::explain(computed, received, transport.len());
+                if difference.is_some() {
+                    self.counters.count(DeviceCounter::OtherIdentification);
+                }
+                difference.map(|difference| difference ^ envelope.identification)
             }
             _ => None,
         };

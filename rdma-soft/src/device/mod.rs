@@ -62,8 +62,8 @@ use settings::Settings;
 use slab::Slab;
 
 use crate::net::{
-    Capture, Envelope, Faults, IcrcCache, Local, OpenError, PCAP_VARIABLE, Paths, ReceiveBuffer, Socket,
-    choose, send_groups_from, to_gid,
+    Capture, Envelope, Faults, IcrcCache, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose,
+    send_groups_from, to_gid,
 };
 use crate::proto::{PathMtu, Time};
 use crate::wire::ICRC_LEN;
@@ -80,8 +80,6 @@ pub(crate) struct Device {
     pub(crate) active_mtu: PathMtu,
     settings: Settings,
     socket: Socket,
-    /// Sockets to the peers of connections.
-    paths: Paths,
     receiver: Mutex<Receiver>,
     queue_pairs: ShardedLock<QueuePairs>,
     pub(crate) memory: MemoryTable,
@@ -193,7 +191,6 @@ impl Handle {
             interface_index,
             active_mtu: mtu_that_fits(interface_mtu),
             socket,
-            paths: Paths::default(),
             receiver: Mutex::default(),
             queue_pairs: ShardedLock::new(Slab::new(MAX_QUEUE_PAIRS)),
             memory: MemoryTable::new(),

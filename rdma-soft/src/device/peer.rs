@@ -1,13 +1,12 @@
 //! Where packets go: GIDs, IP addresses and the ICRC's view of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use socket2::SockAddr;
 
 use super::inbox::Route;
 
-use crate::net::Path;
 use crate::wire::ROCE_V2_PORT;
 
 /// A destination of packets.
@@ -18,8 +17,6 @@ pub(crate) struct Peer {
     pub(super) to: SockAddr,
     /// Goes into the IP header.
     pub(super) traffic_class: u8,
-    /// A socket of its own, for a connection.
-    pub(super) path: Option<Arc<Path>>,
     /// In this process, not to be reached through the socket.
     pub(super) is_local: bool,
     /// Where its packets are put then, for a connection; found with the first.
@@ -83,12 +80,7 @@ impl Peer {
             }
             _ => SocketAddr::new(address, ROCE_V2_PORT),
         };
-        Peer { address, to: address.into(), traffic_class, path: None, is_local, route: OnceLock::new() }
-    }
-
-    /// The UDP source port of packets for it.
-    pub(super) fn source_port(&self) -> u16 {
-        self.path.as_ref().map_or(ROCE_V2_PORT, |path| path.source_port())
+        Peer { address, to: address.into(), traffic_class, is_local, route: OnceLock::new() }
     }
 }
 

@@ -12,6 +12,7 @@
 //! millisecond has passed. Arming a queue does not send it: programs arm before they answer, and the poll or
 //! sleep that follows is close enough.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -229,7 +230,10 @@ impl Device {
     }
 
     /// Arms a completion queue that a thread is about to sleep for.
-    pub(crate) fn arm(&self, cq: &CompletionQueue, solicited_only: bool) {
+    pub(crate) fn arm(&self, cq: &CompletionQueue, solicited_only: bool) -> io::Result<()> {
+        if let Some(channel) = &cq.channel {
+            channel.watch_socket(self)?;
+        }
         cq.arm(solicited_only);
         // Packets that came before: their sender did not see that the queue is armed. See `Open::close`.
         fence(Ordering::SeqCst);
@@ -238,6 +242,7 @@ impl Device {
                 self.serve_sleepers(scratch);
             }
         });
+        Ok(())
     }
 
     /// Work that has no timer of its own is to be looked at soon.

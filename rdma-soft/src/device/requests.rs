@@ -97,7 +97,7 @@ impl Device {
         if matches!(to, State::Reset | State::Err) {
             self.send_owed(qp);
         }
-        let peer = peer.map(|(address, traffic_class)| self.connected_peer(address, traffic_class));
+        let peer = peer.map(|(address, traffic_class)| self.peer_at(address, traffic_class));
         scratch::with(|scratch| {
             let mut inner = qp.lock();
             let now = self.now();

@@ -7,7 +7,6 @@ mod address;
 mod envelope;
 mod fault;
 mod group;
-mod path;
 mod pcap;
 mod socket;
 
@@ -16,7 +15,6 @@ pub(crate) use address::{Local, choose, to_gid};
 pub(crate) use envelope::{Envelope, IcrcCache};
 pub(crate) use fault::{FAULT_VARIABLE, Fault, FaultRates, Faults, corrupt};
 pub(crate) use group::{GroupSocket, send_groups_from};
-pub(crate) use path::{Path, Paths};
 pub(crate) use pcap::{Capture, PCAP_VARIABLE};
 pub(crate) use socket::{Datagrams, MAX_BATCH_LEN, MAX_SEGMENTS, ReceiveBuffer, SendError, Socket};
 
