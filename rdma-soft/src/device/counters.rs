@@ -26,6 +26,8 @@ device_counters! {
     SendDelayed = "send_delayed",
     /// Datagrams that the system refused, or that waited too long to be sent.
     SendRefused = "send_refused",
+    /// Times that unreliable traffic waited for its receiver on this machine.
+    SendPaused = "send_paused",
     /// Calls that received something.
     ReceiveCalls = "rcv_calls",
     /// Datagrams received from the socket.

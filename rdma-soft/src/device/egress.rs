@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Device;
 use super::counters::DeviceCounter;
 use super::inbox::SentTo;
-use super::peer::{Peer, address_of_gid};
+use super::pacing::Pause;
+use super::peer::{Peer, address_of_gid, socket_address};
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::Scratch;
 use crate::net::{Envelope, Fault, IcrcCache, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
 use crate::proto::{Acks, Destination, MAX_PACKET_LEN, Time};
-use crate::wire::{ICRC_LEN, ROCE_V2_PORT};
+use crate::wire::{ICRC_LEN, Transport};
 
 /// Packets taken from a state machine at once: a 64 KiB message at the largest path MTU.
 const BATCH_PACKETS: usize = 16;
@@ -123,6 +124,17 @@ impl Device {
             self.note_state(qp, &inner, now, scratch);
             return;
         }
+        if let Some(pause) = &mut inner.pause {
+            if self.still_paused(pause, now) {
+                self.note_state(qp, &inner, now, scratch);
+                drop(inner);
+                self.wait_in_turn(qp, now);
+                // The receiver needs a processor, maybe this one.
+                std::thread::yield_now();
+                return;
+            }
+            inner.pause = None;
+        }
         if !qp.listed.sending.enter() {
             // The thread that sends holds acknowledgements; what was to be flushed waits for its tick.
             self.note_state(qp, &inner, now, scratch);
@@ -135,19 +147,51 @@ impl Device {
             drop(inner);
             sent += scratch.batch.len;
             self.send_batch(scratch);
-            if dry {
+            let pause =
+                if qp.transport == Transport::Rc { None } else { self.pace_batch(&scratch.batch, now) };
+            if pause.is_none() && dry {
                 if qp.listed.sending.leave() {
                     return;
                 }
-            } else if sent >= QUOTA {
+            } else if pause.is_some() || sent >= QUOTA {
+                if pause.is_some() {
+                    qp.lock().pause = pause;
+                }
                 // In this order: who finds it in the list must be able to send.
                 qp.listed.sending.stop();
-                self.lists.runnable.add(qp);
-                self.note_deadline(now);
+                self.wait_in_turn(qp, now);
                 return;
             }
             inner = qp.lock();
         }
+    }
+
+    /// Others have their turn; who looks at the list next goes on with this one.
+    fn wait_in_turn(&self, qp: &Arc<QueuePair>, now: Time) {
+        self.lists.runnable.add(qp);
+        self.note_deadline(now);
+    }
+
+    /// Counts the unreliable packets of a batch that was sent against what their receivers take.
+    fn pace_batch(&self, batch: &Batch, now: Time) -> Option<Pause> {
+        let mut from = 0;
+        let mut pause = None;
+        while let (Some(first), None) = (batch.packets.get(from), &pause) {
+            let end = batch.run(from);
+            let bytes = batch.packets[end - 1].range.end - first.range.start;
+            let peer = match (&first.destination, &batch.peer) {
+                (Some(destination), _) => {
+                    socket_address(address_of_gid(destination.gid), self.interface_index)
+                }
+                (None, Some(peer)) => peer.address,
+                (None, None) => return None,
+            };
+            if !self.is_local(peer.ip()) && !peer.ip().is_multicast() {
+                pause = self.pace(peer, bytes, end - from, now);
+            }
+            from = end;
+        }
+        pause
     }
 
     /// Takes packets from the state machine until it has none or the batch is full; true if it has none.
@@ -318,7 +362,7 @@ impl Device {
 
     pub(super) fn envelope_to(&self, peer: &Peer, identification: u16) -> Envelope {
         Envelope {
-            from: SocketAddr::new(self.address, ROCE_V2_PORT),
+            from: self.own_address(),
             to: peer.address,
             traffic_class: peer.traffic_class,
             identification,
@@ -389,9 +433,18 @@ impl Device {
         self.peer_at(address_of_gid(destination.gid), destination.traffic_class)
     }
 
+    /// What the device's own socket is bound to.
+    pub(super) fn own_address(&self) -> SocketAddr {
+        socket_address(self.address, self.interface_index)
+    }
+
     /// The destination at an address.
     pub(crate) fn peer_at(&self, address: std::net::IpAddr, traffic_class: u8) -> Peer {
-        let is_local = address == self.address && !self.settings.local_through_wire;
-        Peer::new(address, self.interface_index, traffic_class, is_local)
+        Peer::new(address, self.interface_index, traffic_class, self.is_local(address))
+    }
+
+    /// Whether packets to the address stay in this process.
+    fn is_local(&self, address: std::net::IpAddr) -> bool {
+        address == self.address && !self.settings.local_through_wire
     }
 }

@@ -22,6 +22,7 @@ mod memory_table;
 mod moderation;
 mod multicast;
 mod overrun;
+mod pacing;
 mod peer;
 mod progress;
 mod queue_pair;
@@ -57,6 +58,7 @@ use egress::Delayed;
 use lists::Lists;
 use moderation::Moderated;
 use overrun::Overruns;
+use pacing::Pacing;
 use queue_pair::NEVER;
 use settings::Settings;
 use slab::Slab;
@@ -96,6 +98,7 @@ pub(crate) struct Device {
     moderated: Moderated,
     overruns: Overruns,
     delayed: Delayed,
+    pacing: Pacing,
     background: Background,
     counters: Counters,
     capture: Option<Capture>,
@@ -203,6 +206,7 @@ impl Handle {
             moderated: Moderated::default(),
             overruns: Overruns::default(),
             delayed: Delayed::default(),
+            pacing: Pacing::default(),
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),
             capture,

@@ -71,15 +71,20 @@ pub(crate) fn address_of_gid(gid: [u8; 16]) -> IpAddr {
     if link_local(IpAddr::V4(candidate)) == v6 { IpAddr::V4(candidate) } else { IpAddr::V6(v6) }
 }
 
+/// Where the device at an address receives; `interface` is the scope of a link-local one.
+pub(super) fn socket_address(address: IpAddr, interface: u32) -> SocketAddr {
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            SocketAddr::V6(SocketAddrV6::new(v6, ROCE_V2_PORT, 0, interface))
+        }
+        _ => SocketAddr::new(address, ROCE_V2_PORT),
+    }
+}
+
 impl Peer {
     /// `interface` is the scope of link-local destinations.
     pub(super) fn new(address: IpAddr, interface: u32, traffic_class: u8, is_local: bool) -> Self {
-        let address = match address {
-            IpAddr::V6(v6) if v6.is_unicast_link_local() => {
-                SocketAddr::V6(SocketAddrV6::new(v6, ROCE_V2_PORT, 0, interface))
-            }
-            _ => SocketAddr::new(address, ROCE_V2_PORT),
-        };
+        let address = socket_address(address, interface);
         Peer { address, to: address.into(), traffic_class, is_local, route: OnceLock::new() }
     }
 }

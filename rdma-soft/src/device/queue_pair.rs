@@ -7,6 +7,7 @@ use super::Device;
 use super::completion_queue::{CompletionQueue, Entry, Pushed};
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use super::memory_table::Accessor;
+use super::pacing::Pause;
 use super::peer::Peer;
 use super::receive_queue::{CurrentReceive, ReceiveRing, SharedReceiveQueue};
 use super::scratch::Wakes;
@@ -99,6 +100,8 @@ pub(crate) struct Inner {
     pub(crate) receive: ReceiveSide,
     /// The other end of a connection (RC, UC).
     pub(crate) peer: Option<Arc<Peer>>,
+    /// Nothing is sent for the moment.
+    pub(super) pause: Option<Pause>,
 }
 
 #[derive(Debug)]
@@ -141,6 +144,7 @@ impl QueuePair {
                     current: CurrentReceive { wr_id: 0, sges: Vec::with_capacity(sges) },
                 },
                 peer: None,
+                pause: None,
             }),
             listed: Listed {
                 in_runnable: AtomicBool::new(false),

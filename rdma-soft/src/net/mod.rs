@@ -4,6 +4,7 @@
 //! (GSO), and come in, one or several equal ones per call (GRO).
 
 mod address;
+mod diag;
 mod envelope;
 mod fault;
 mod group;
@@ -12,6 +13,7 @@ mod socket;
 
 pub use address::OpenError;
 pub(crate) use address::{Local, choose, to_gid};
+pub(crate) use diag::{Occupancy, SocketDiag};
 pub(crate) use envelope::{Envelope, IcrcCache};
 pub(crate) use fault::{FAULT_VARIABLE, Fault, FaultRates, Faults, corrupt};
 pub(crate) use group::{GroupSocket, send_groups_from};
