@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Device;
 use super::counters::DeviceCounter;
@@ -17,12 +18,33 @@ use crate::wire::{
 /// The queue pair number of multicast datagrams (clause 9.6.1.2).
 pub(super) const MULTICAST: Qpn = 0xff_ffff;
 
+/// The queue pair that the last packet was for: most likely the next one is for it too, and a look at the table
+/// costs four atomic operations.
+#[derive(Debug, Default)]
+pub(super) struct LastFound {
+    /// What [`Lists::destroyed`](super::Lists) was then.
+    destroyed: u64,
+    qp: Option<Arc<QueuePair>>,
+}
+
+impl LastFound {
+    fn find(&mut self, device: &Device, number: Qpn) -> Option<&Arc<QueuePair>> {
+        let destroyed = device.lists.destroyed.load(Ordering::Acquire);
+        if self.destroyed != destroyed || self.qp.as_ref().is_none_or(|qp| qp.qp_num != number) {
+            self.destroyed = destroyed;
+            self.qp = device.queue_pair(number);
+        }
+        self.qp.as_ref()
+    }
+}
+
 impl Device {
     /// Takes what one receive call yielded.
     pub(super) fn take_datagrams(
         &self,
         datagrams: &Datagrams<'_>,
         icrcs: &mut IcrcCache,
+        last: &mut LastFound,
         now: Time,
         scratch: &mut Scratch,
     ) {
@@ -50,18 +72,18 @@ impl Device {
                     self.settle(&qp, inner, Acks::Hold, now, scratch);
                 }
                 next = packets.next();
-            } else if let Some(qp) = self.queue_pair(dest_qp) {
+            } else if let Some(qp) = last.find(self, dest_qp) {
                 // Packets come in runs; one run takes the lock once.
                 let mut inner = qp.lock();
-                self.hand_over(&qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
+                self.hand_over(qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
                 next = packets.next();
                 while let Some((packet, len)) = &next
                     && packet.bth.dest_qp == dest_qp
                 {
-                    self.hand_over(&qp, &mut inner, &envelope, packet, *len, now, &mut scratch.wakes);
+                    self.hand_over(qp, &mut inner, &envelope, packet, *len, now, &mut scratch.wakes);
                     next = packets.next();
                 }
-                self.settle(&qp, inner, Acks::Hold, now, scratch);
+                self.settle(qp, inner, Acks::Hold, now, scratch);
             } else {
                 next = packets.next();
             }

@@ -1,7 +1,7 @@
 //! The queue pairs that somebody has to look after.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::queue_pair::{Listed, NEVER, QueuePair};
@@ -10,6 +10,8 @@ use crate::proto::Time;
 /// All lists of a device.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
+    /// How many queue pairs were destroyed: who keeps one to find it faster looks whether it still exists.
+    pub(super) destroyed: AtomicU64,
     /// Those that have more to send than their quota allowed, in turn.
     pub(super) runnable: WorkList,
     pub(super) timers: Timers,

@@ -115,6 +115,7 @@ struct Receiver {
     buffer: ReceiveBuffer,
     /// Of packets that are received.
     icrcs: IcrcCache,
+    last: ingress::LastFound,
 }
 
 #[derive(Debug)]

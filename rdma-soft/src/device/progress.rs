@@ -142,10 +142,10 @@ impl Device {
 
     /// One receive call and what follows from it; how many bytes came.
     pub(super) fn receive(&self, receiver: &mut Receiver, scratch: &mut Scratch) -> usize {
-        let Receiver { buffer, icrcs } = receiver;
+        let Receiver { buffer, icrcs, last } = receiver;
         match self.socket.receive(buffer) {
             Ok(Some(datagrams)) => {
-                self.take_datagrams(&datagrams, icrcs, self.now(), scratch);
+                self.take_datagrams(&datagrams, icrcs, last, self.now(), scratch);
                 datagrams.len().max(1)
             }
             // An error is one of the socket's, and no packet came: the transport's timers deal with that.

@@ -53,6 +53,7 @@ impl Device {
     pub(crate) fn destroy_queue_pair(&self, qp: &Arc<QueuePair>) {
         self.send_owed(qp);
         self.queue_pairs_mut().remove(qp.qp_num);
+        self.lists.destroyed.fetch_add(1, Ordering::Release);
         scratch::with(|scratch| {
             let mut inner = qp.lock();
             let now = self.now();

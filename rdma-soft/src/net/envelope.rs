@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::wire::{ICRC_LEN, Icrc, IcrcPrefix, Ipv4Repr, Ipv6Repr, UdpRepr};
+use crate::wire::{ICRC_LEN, Icrc, IcrcMasking, IcrcPrefix, Ipv4Repr, Ipv6Repr, UdpRepr};
 
 /// What IP and UDP header of a packet say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Envelope {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
@@ -82,10 +82,17 @@ impl Envelope {
     }
 }
 
-/// What the ICRC has in common for packets of the same length between the same ports, kept: for a short
+/// What the ICRC has in common for packets of the same length between the same addresses, kept: for a short
 /// packet it is most of the work.
 #[derive(Debug, Default)]
-pub(crate) struct IcrcCache([Option<(Envelope, usize, IcrcPrefix)>; IcrcCache::PLACES]);
+pub(crate) struct IcrcCache([Option<Known>; IcrcCache::PLACES]);
+
+#[derive(Debug)]
+struct Known {
+    key: u128,
+    prefix: IcrcPrefix,
+    masking: IcrcMasking,
+}
 
 impl IcrcCache {
     /// More than the segments of one send.
@@ -93,19 +100,33 @@ impl IcrcCache {
 
     /// The ICRC of `transport`, BTH to padding, in this envelope.
     pub(crate) fn icrc(&mut self, envelope: &Envelope, transport: &[u8]) -> Icrc {
-        let len = transport.len();
+        let Some(key) = key(envelope, transport.len()) else { return envelope.icrc(transport) };
         // Lengths are multiples of four, and segments of one length are numbered: they lie side by side, and
         // other lengths elsewhere.
-        let place = &mut self.0[(len / 4 * 7 + usize::from(envelope.identification)) % Self::PLACES];
-        if let Some((known, known_len, prefix)) = place
-            && *known_len == len
-            && known == envelope
+        let place = transport.len() / 4 * 7 + usize::from(envelope.identification);
+        let place = &mut self.0[place % Self::PLACES];
+        if let Some(known) = place
+            && known.key == key
         {
-            return prefix.icrc(transport);
+            return known.prefix.icrc_with(transport, known.masking);
         }
-        let (.., prefix) = place.insert((*envelope, len, envelope.icrc_prefix(len)));
-        prefix.icrc(transport)
+        let prefix = envelope.icrc_prefix(transport.len());
+        let icrc = prefix.icrc(transport);
+        if let Some(masking) = prefix.masking(transport) {
+            *place = Some(Known { key, prefix, masking });
+        }
+        icrc
     }
+}
+
+/// All that the prefix of an IPv4 packet depends on. IPv6 has no room in it, and no identification to tell
+/// apart.
+fn key(envelope: &Envelope, len: usize) -> Option<u128> {
+    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (envelope.from, envelope.to) else { return None };
+    let len = u16::try_from(len).ok()?;
+    let ports = u128::from(from.port()) << 16 | u128::from(to.port());
+    let addresses = u128::from(from.ip().to_bits()) << 32 | u128::from(to.ip().to_bits());
+    Some(addresses << 64 | ports << 32 | u128::from(envelope.identification) << 16 | u128::from(len))
 }
 
 #[cfg(test)]
@@ -126,9 +147,12 @@ mod tests {
                             traffic_class: 0,
                             identification,
                         };
-                        let transport = vec![from; len];
-                        let kept = [cache.icrc(&envelope, &transport), cache.icrc(&envelope, &transport)];
-                        assert_eq!(kept, [envelope.icrc(&transport); 2]);
+                        // With the masked bits clear, as nearly always, and set.
+                        for masked in [0, 0, 0x40, 0] {
+                            let mut transport: Vec<u8> = (0..=255).cycle().take(len).collect();
+                            transport[4] = masked;
+                            assert_eq!(cache.icrc(&envelope, &transport), envelope.icrc(&transport));
+                        }
                     }
                 }
             }

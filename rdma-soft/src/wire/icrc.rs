@@ -62,19 +62,45 @@ impl IcrcPrefix {
     #[must_use]
     pub fn icrc(&self, transport: &[u8]) -> Icrc {
         let mut hasher = self.0.clone();
-        // BTH is copied to be masked; a short packet goes along, for one run is faster than two.
-        let mut masked = [0; 128];
-        let split = if transport.len() <= masked.len() { transport.len() } else { BthRepr::LEN };
-        let (front, rest) = transport.split_at(split);
-        masked[..split].copy_from_slice(front);
+        let (front, rest) = transport.split_at(transport.len().min(BthRepr::LEN));
+        let mut masked = [0xff; BthRepr::LEN];
+        masked[..front.len()].copy_from_slice(front);
         masked[BTH_RESERVED] = 0xff;
-        hasher.update(&masked[..split]);
-        if !rest.is_empty() {
-            hasher.update(rest);
-        }
+        hasher.update(&masked[..front.len()]);
+        hasher.update(rest);
         Icrc(hasher.finalize())
     }
+
+    /// What masking does to the ICRC of packets as long as this one in which the masked bits are clear; `None`
+    /// if they are not clear in this one.
+    #[must_use]
+    pub fn masking(&self, transport: &[u8]) -> Option<IcrcMasking> {
+        (transport.get(BTH_RESERVED) == Some(&0))
+            .then(|| IcrcMasking(self.icrc(transport).0 ^ self.plain(transport)))
+    }
+
+    /// The same as [`icrc`](Self::icrc), without a copy of the header where its masked bits are clear.
+    /// `masking` is that of packets of this length.
+    #[must_use]
+    pub fn icrc_with(&self, transport: &[u8], masking: IcrcMasking) -> Icrc {
+        if transport.get(BTH_RESERVED) == Some(&0) {
+            Icrc(self.plain(transport) ^ masking.0)
+        } else {
+            self.icrc(transport)
+        }
+    }
+
+    fn plain(&self, transport: &[u8]) -> u32 {
+        let mut hasher = self.0.clone();
+        hasher.update(transport);
+        hasher.finalize()
+    }
 }
+
+/// The difference that one masked byte makes: a CRC is affine, so it depends on the byte's value and on the number of
+/// bytes that follow it, and on nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcrcMasking(u32);
 
 impl Icrc {
     /// The ICRC of a packet over IPv4, see [`IcrcPrefix::ipv4`]. `transport` is BTH to padding.

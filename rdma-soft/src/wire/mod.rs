@@ -32,7 +32,7 @@ pub use atomic_ack_eth::{AtomicAckEth, AtomicAckEthRepr};
 pub use atomic_eth::{AtomicEth, AtomicEthRepr};
 pub use bth::{Bth, BthRepr, DEFAULT_PKEY, Qpn};
 pub use deth::{Deth, DethRepr};
-pub use icrc::{ICRC_LEN, Icrc, IcrcPrefix, UnknownIdentification};
+pub use icrc::{ICRC_LEN, Icrc, IcrcMasking, IcrcPrefix, UnknownIdentification};
 pub use ieth::{Ieth, IethRepr};
 pub use immdt::{ImmDt, ImmDtRepr};
 pub use ipv4::{Ipv4, Ipv4Repr};
