@@ -163,6 +163,9 @@ fn advice(verb: &str, code: i32) -> String {
         ("ibv_open_device", libc::EADDRINUSE) => {
             "another process uses the address and UDP port 4791; RDMA_SOFT_ADDR chooses another address".to_owned()
         }
+        ("ibv_open_device", libc::EADDRNOTAVAIL) => {
+            "RDMA_SOFT_ADDR names an address that no interface of this machine has".to_owned()
+        }
         (_, libc::EBUSY) => "something still uses the object".to_owned(),
         _ => String::new(),
     }
