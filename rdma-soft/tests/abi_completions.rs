@@ -53,6 +53,7 @@ fn overrun(a: &End, b: &End) {
 }
 
 /// Clause 11.6.3.1: the queue can be used no more, and every queue pair that uses it fails.
+/// RDMA/rxe: Fix rxe_cq_post
 #[test]
 fn an_overrun_fails_the_queue_and_its_pairs() {
     let options = Options { timeout: 8, retry: 1, ..Options::default() };

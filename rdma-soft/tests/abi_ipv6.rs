@@ -301,6 +301,7 @@ fn one_process_on_the_loopback_address() {
     }
 }
 
+/// RDMA/rxe: Fix a bug in rxe_fill_ip_info()
 #[test]
 fn two_processes_on_two_addresses() {
     let name = format!("rdma-soft-{}-ipv6-%p.pcap", std::process::id());

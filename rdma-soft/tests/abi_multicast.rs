@@ -53,6 +53,9 @@ fn detach(end: &End, gid: ibv_gid) -> i32 {
     unsafe { (v().ibv_detach_mcast)(end.qp, &gid, 0) }
 }
 
+/// RDMA/rxe: Fix coding error in rxe_rcv_mcast_pkt
+/// RDMA/rxe: Fix skb lifetime in rxe_rcv_mcast_pkt()
+/// RDMA/rxe: Handle skb_clone() failure in rxe_recv.c
 #[test]
 fn multicast_reaches_every_member() {
     let gid = group(1);
@@ -94,6 +97,9 @@ fn what_is_no_group_is_refused() {
     assert_eq!(errno(), libc::EINVAL);
 }
 
+/// A queue pair that was refused is not attached.
+/// RDMA/rxe: insert mcg into mcg_tree only after rxe_mcast_add() succeeds
+/// RDMA/rxe: Fix an error handling path in rxe_get_mcg()
 #[test]
 fn a_group_has_so_many_members_and_no_more() {
     let gid = group(3);
@@ -103,6 +109,7 @@ fn a_group_has_so_many_members_and_no_more() {
     assert_eq!(attr.max_mcast_qp_attach, 56);
     let attached: Vec<_> = ends.iter().map(|end| attach(end, gid)).collect();
     assert_eq!((attached[..56].iter().sum::<i32>(), attached[56]), (0, libc::ENOMEM));
+    assert_eq!(detach(&ends[56], gid), libc::EINVAL);
     ends[..56].iter().for_each(|end| assert_eq!(detach(end, gid), 0));
 }
 
@@ -176,6 +183,7 @@ impl Member {
 }
 
 /// Each member of each process gets one copy, the sender's own among them; others get none.
+/// RDMA/rxe: Correct skb on loopback path
 #[test]
 fn groups_span_processes() {
     let (gid, other) = (group(4), group(5));
@@ -208,7 +216,8 @@ fn groups_span_processes() {
     members.into_iter().chain([stranger]).for_each(Member::end);
 }
 
-/// What belongs to a group that nobody here has joined, or is wrong, reaches nobody.
+/// What is sent to a group and is none of its datagrams reaches nobody.
+/// RDMA/rxe: Fix coding error in rxe_recv.c
 #[test]
 fn only_whole_packets_to_the_group_count() {
     let gid = group(6);

@@ -391,6 +391,8 @@ fn objects_in_use_are_not_destroyed() {
     }
 }
 
+/// RDMA/rxe: Fix memleak in rxe_mem_init_user
+/// RDMA/rxe: Set pd early in mr alloc routines
 #[test]
 fn memory_that_is_not_there_is_not_registered() {
     let end = End::new(Options::default());

@@ -236,6 +236,7 @@ fn read_responses_of_a_wrong_length_place_nothing() {
 }
 
 /// RDMA/rxe: Fix seg fault in rxe_comp_queue_pkt
+/// RDMA/siw: Fix potential NULL pointer dereference in header processing
 #[test]
 fn responses_that_nobody_asked_for_are_dropped() {
     for opcode in [
@@ -421,6 +422,8 @@ fn packets_of_another_service_are_dropped() {
 }
 
 /// RDMA/rxe: Fix "kernel NULL pointer dereference" error (packets before the queue pair is set up)
+/// RDMA/rxe: Fix the use-before-initialization error of resp_pkts
+/// RDMA/siw: publish QP after initialization
 #[test]
 fn packets_before_rtr_are_dropped() {
     let (mut pair, _, target) = with_buffers(&PairConfig::rc(), 64);

@@ -374,6 +374,7 @@ fn transitions_are_those_of_the_specification() {
     }
 }
 
+/// RDMA/rxe: Fix race in do_task() when draining
 #[test]
 fn sqd_finishes_what_it_began_and_says_so() {
     let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 200_000);

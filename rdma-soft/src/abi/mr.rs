@@ -33,7 +33,7 @@ unsafe fn memory(addr: *mut c_void, length: usize, access: Access) -> Result<Raw
     {
         return Err(libc::EINVAL);
     }
-    if access.intersects(!(Access::all())) {
+    if access.bits() & !Access::all().bits() != 0 {
         return Err(libc::EINVAL);
     }
     if addr.addr().checked_add(length).is_none() {

@@ -471,7 +471,7 @@ mod tests {
         (table, key, start)
     }
 
-    /// RDMA/rxe: Fix an error in mr range checking (overflow)
+    /// RDMA/rxe: Fix integer overflow in mr_check_range() leading to OOB access
     #[test]
     fn ranges_are_checked_without_overflow() {
         let mut memory = [0; 4];
@@ -499,6 +499,22 @@ mod tests {
         assert!(!read(ME, key));
     }
 
+    /// RDMA/rxe: Prevent faulty rkey generation
+    #[test]
+    fn keys_do_not_run_out_with_their_use() {
+        let mut memory = [0; 4];
+        let (table, kept, start) = table(&mut memory, Access::REMOTE_READ);
+        let region = table.region(kept).unwrap();
+        let read = |key| table.check_remote(ME, key, start, 8, RemoteAccess::Read).is_ok();
+        for _ in 0..70_000 {
+            let key = table.add_region(region).unwrap();
+            assert!(read(key) && key != kept);
+            table.remove_region(key).unwrap();
+            assert!(!read(key));
+        }
+        assert!(read(kept));
+    }
+
     #[test]
     fn lists_are_walked_from_any_offset() {
         let mut memory = [0; 4];
@@ -511,6 +527,7 @@ mod tests {
         assert!(table.gather(1, &sges, 1, &mut out).is_err(), "one byte too many");
     }
 
+    /// RDMA/rxe: Separate HW and SW l/rkeys
     #[test]
     fn windows_open_a_part_for_one_queue_pair_until_invalidated() {
         let mut memory = [0; 4];
@@ -532,7 +549,7 @@ mod tests {
         assert_eq!(table.remove_window(first), Ok(()));
     }
 
-    /// RDMA/rxe: Check that the protection domains of window and region agree
+    /// RDMA/rxe: Check PDs for memory window binds
     #[test]
     fn windows_bind_only_what_their_domain_allows() {
         let mut memory = [0; 4];

@@ -249,6 +249,7 @@ mod tests {
     }
 
     /// RDMA/rxe: Validate pad and ICRC before payload_size() in rxe_rcv
+    /// RDMA/siw: Reject MPA FPDU length underflow before signed receive math
     #[test]
     fn pad_beyond_the_payload_is_rejected() {
         for pad in 1..=3 {
@@ -273,6 +274,7 @@ mod tests {
     }
 
     /// RDMA/rxe: Fix packet length checks
+    /// RDMA/siw: Bound fragmented header copies by the remaining length
     #[test]
     fn every_truncation_is_rejected() {
         for opcode in Opcode::ALL {

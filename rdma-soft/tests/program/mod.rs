@@ -71,7 +71,7 @@ impl World {
             28 => self.query(input),
             29 => self.take_events(),
             30 => self.domains(input),
-            _ => std::thread::yield_now(),
+            _ => self.drain(),
         }
     }
 }
