@@ -1,4 +1,4 @@
-// One queue pair on the null provider: post a receive, post a 64-byte send, poll both completions.
+// One queue pair, connected to itself, on the first device: post a receive, post a 64-byte send, poll both completions.
 // usage: c-loop ITERATIONS
 #include <infiniband/verbs.h>
 #include <stdint.h>
@@ -61,13 +61,15 @@ int main(int argc, char **argv) {
 
     struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT, .port_num = 1};
     check(!ibv_modify_qp(qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS), "INIT");
+    union ibv_gid gid;
+    check(!ibv_query_gid(context, 1, 1, &gid), "ibv_query_gid");
     attr = (struct ibv_qp_attr){
         .qp_state = IBV_QPS_RTR,
         .path_mtu = IBV_MTU_1024,
         .dest_qp_num = qp->qp_num,
         .max_dest_rd_atomic = 1,
         .min_rnr_timer = 12,
-        .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.sgid_index = 1, .hop_limit = 64}}};
+        .ah_attr = {.is_global = 1, .port_num = 1, .grh = {.dgid = gid, .sgid_index = 1, .hop_limit = 64}}};
     check(!ibv_modify_qp(qp, &attr,
                          IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
                              IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER),

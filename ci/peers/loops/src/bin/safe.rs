@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use rdma_core::qp::state::Rts;
 use rdma_core::qp::transport::Rc;
 use rdma_core::{
-    Buffer, CompletionQueue, Completions, ConnectOptions, Device, EndpointOptions, Error, Opcode, QueuePair,
-    RecvRequest, WorkRequest,
+    Buffer, CompletionQueue, Completions, ConnectOptions, Device, EndpointOptions, Error, Opcode, Provider,
+    QueuePair, RecvRequest, WorkRequest,
 };
 
 const SIZE: usize = 64;
@@ -46,7 +46,8 @@ fn measured(
 
 fn main() -> Result<ExitCode, Error> {
     let iterations = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(1000);
-    let context = Device::named("null0")?.open()?;
+    let device = Device::list()?.into_iter().find(|device| device.provider() == Provider::System);
+    let context = device.expect("a device of libibverbs").open()?;
     let pd = context.protection_domain()?;
     let mut buffers = pd.register(vec![0; 2 * SIZE])?.into_buffers(SIZE);
     let (input, output) = (buffers.next().expect("a buffer"), buffers.next().expect("a buffer"));
