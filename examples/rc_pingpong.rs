@@ -110,6 +110,9 @@ fn run(options: &Options) -> Outcome {
     )
 }
 
+/// What a task ends with that fails.
+type Failure = Box<dyn Error + Send + Sync>;
+
 /// One side's connection and the memory that its peer may write.
 struct Side {
     connection: RcConnection,
@@ -144,15 +147,20 @@ async fn serve(address: &str, options: &Options) -> Outcome {
     drop(listener);
     let job: Job = serde_json::from_slice(connection.peer_data())
         .map_err(|e| format!("the peer is no rc_pingpong, or of another version: {e}"))?;
-    let side = Side { connection, region };
+    let side = ended(tokio::spawn(answer(Side { connection, region }, job)).await)?;
+    side.connection.close().await?;
+    Ok(())
+}
+
+/// Answers every message; a task of its own for the reason given at [`rounds`].
+async fn answer(side: Side, job: Job) -> Result<Side, Failure> {
     let mut buffer = side.connection.pool().acquire().await;
     for sequence in 0..job.rounds {
         receive(&side, &job, sequence).await?;
         let message = message(buffer, &job, sequence);
         buffer = send(&side, &job, message).await?;
     }
-    side.connection.close().await?;
-    Ok(())
+    Ok(side)
 }
 
 async fn measure(address: &str, options: &Options) -> Outcome {
@@ -170,25 +178,9 @@ async fn measure(address: &str, options: &Options) -> Outcome {
     let side = Side { connection, region };
 
     let progress = progress(options, job.rounds);
-    let mut trips = RoundTrips::new();
-    let mut total = Duration::ZERO;
-    let mut buffer = side.connection.pool().acquire().await;
-    for sequence in 0..job.rounds {
-        let message = message(buffer, &job, sequence);
-        let begin = Instant::now();
-        buffer = send(&side, &job, message).await?;
-        let arrived = arrival(&side, &job, sequence).await?;
-        let time = begin.elapsed();
-        check(&side, &job, sequence, arrived)?;
-        if sequence >= warm_up {
-            trips.record(time);
-            total += time;
-        }
-        if sequence.is_multiple_of(1024) {
-            progress.set_position(sequence);
-        }
-    }
+    let measured = tokio::spawn(rounds(side, job, warm_up, progress.clone())).await;
     progress.finish_and_clear();
+    let (side, trips, total) = ended(measured)?;
     side.connection.close().await?;
 
     let report = Report {
@@ -226,6 +218,44 @@ async fn measure(address: &str, options: &Options) -> Outcome {
     Ok(())
 }
 
+/// What a task ended with.
+fn ended<T>(task: Result<Result<T, Failure>, tokio::task::JoinError>) -> Outcome<T> {
+    match task {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(failure)) => Err(failure),
+        Err(panicked) => Err(panicked.into()),
+    }
+}
+
+/// Measures; gives the round trips and their sum. A task of its own, as a program's connections have: the future that a runtime
+/// blocks on is polled again only after a look at all of its descriptors, which costs a system call.
+async fn rounds(
+    side: Side,
+    job: Job,
+    warm_up: u64,
+    progress: indicatif::ProgressBar,
+) -> Result<(Side, RoundTrips, Duration), Failure> {
+    let mut trips = RoundTrips::new();
+    let mut total = Duration::ZERO;
+    let mut buffer = side.connection.pool().acquire().await;
+    for sequence in 0..job.rounds {
+        let message = message(buffer, &job, sequence);
+        let begin = Instant::now();
+        buffer = send(&side, &job, message).await?;
+        let arrived = arrival(&side, &job, sequence).await?;
+        let time = begin.elapsed();
+        check(&side, &job, sequence, arrived)?;
+        if sequence >= warm_up {
+            trips.record(time);
+            total += time;
+        }
+        if sequence.is_multiple_of(1024) {
+            progress.set_position(sequence);
+        }
+    }
+    Ok((side, trips, total))
+}
+
 /// Message number `sequence`. The last byte of a written message differs from that of the message before: the target sees by it
 /// that the message is there.
 fn message(mut buffer: Buffer, job: &Job, sequence: u64) -> Buffer {
@@ -243,7 +273,7 @@ fn marker(sequence: u64) -> u8 {
 }
 
 /// Sends a message and waits for its completion.
-async fn send(side: &Side, job: &Job, message: Buffer) -> Result<Buffer, Box<dyn Error>> {
+async fn send(side: &Side, job: &Job, message: Buffer) -> Result<Buffer, Failure> {
     let (result, buffer) = match job.verb {
         Verb::Send => side.connection.send(message).await,
         Verb::Write => side.connection.write(message, target(side)?).await,
@@ -254,7 +284,7 @@ async fn send(side: &Side, job: &Job, message: Buffer) -> Result<Buffer, Box<dyn
 }
 
 /// The peer's memory.
-fn target(side: &Side) -> Result<RemoteSlice, Box<dyn Error>> {
+fn target(side: &Side) -> Result<RemoteSlice, Failure> {
     side.connection
         .peer_regions()
         .first()
@@ -263,11 +293,7 @@ fn target(side: &Side) -> Result<RemoteSlice, Box<dyn Error>> {
 }
 
 /// Waits for message number `sequence`: the received message, or `None` when it was written to this side's memory.
-async fn arrival(
-    side: &Side,
-    job: &Job,
-    sequence: u64,
-) -> Result<Option<rdma_async::Message>, Box<dyn Error>> {
+async fn arrival(side: &Side, job: &Job, sequence: u64) -> Result<Option<rdma_async::Message>, Failure> {
     match job.verb {
         Verb::Send => return Ok(Some(side.connection.recv().await?)),
         Verb::WriteImm => {
@@ -298,7 +324,7 @@ async fn arrival(
 }
 
 /// Checks every byte of message number `sequence`.
-fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Message>) -> Outcome {
+fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Message>) -> Result<(), Failure> {
     let length = |found: usize| match found == job.size {
         true => Ok(()),
         false => Err(format!("message {sequence} has {found} bytes, not {}", job.size)),
@@ -319,7 +345,7 @@ fn check(side: &Side, job: &Job, sequence: u64, arrived: Option<rdma_async::Mess
     Ok(())
 }
 
-async fn receive(side: &Side, job: &Job, sequence: u64) -> Outcome {
+async fn receive(side: &Side, job: &Job, sequence: u64) -> Result<(), Failure> {
     let arrived = arrival(side, job, sequence).await?;
     check(side, job, sequence, arrived)
 }

@@ -20,23 +20,27 @@ pub fn fill(buffer: &mut [u8], sequence: u64) {
 ///
 /// # Errors
 ///
-/// The offset of the first byte that differs, in words.
+/// The first byte that differs.
 pub fn check(buffer: &[u8], sequence: u64) -> Result<(), Mismatch> {
     let mut word = seed(sequence);
-    for (index, chunk) in buffer.chunks(8).enumerate() {
-        let expected = word.to_le_bytes();
-        if chunk != &expected[..chunk.len()] {
-            let within = chunk.iter().zip(expected).position(|(a, b)| *a != b).unwrap_or(0);
-            return Err(Mismatch {
-                sequence,
-                offset: index * 8 + within,
-                found: chunk[within],
-                expected: expected[within],
-            });
+    let (words, rest) = buffer.as_chunks::<8>();
+    for (index, chunk) in words.iter().enumerate() {
+        if u64::from_le_bytes(*chunk) != word {
+            return Err(mismatch(sequence, index * 8, chunk, word));
         }
         word = next(word);
     }
+    if *rest != word.to_le_bytes()[..rest.len()] {
+        return Err(mismatch(sequence, words.len() * 8, rest, word));
+    }
     Ok(())
+}
+
+#[cold]
+fn mismatch(sequence: u64, offset: usize, found: &[u8], expected: u64) -> Mismatch {
+    let expected = expected.to_le_bytes();
+    let within = found.iter().zip(expected).position(|(a, b)| *a != b).unwrap_or(0);
+    Mismatch { sequence, offset: offset + within, found: found[within], expected: expected[within] }
 }
 
 /// A received message that is not the one that was sent.

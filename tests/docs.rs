@@ -32,9 +32,17 @@ fn every_example_is_in_the_readme() {
 #[test]
 fn pages_and_programs_that_pages_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in ["README.md", "CONTRIBUTING.md", "docs/GUIDE.md", "docs/DEPLOY.md", "docs/TROUBLESHOOTING.md", "docs/PERFORMANCE.md"] {
+    for name in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/GUIDE.md",
+        "docs/DEPLOY.md",
+        "docs/TROUBLESHOOTING.md",
+        "docs/PERFORMANCE.md",
+    ] {
         for word in page(name).split(|c: char| c.is_whitespace() || "`()".contains(c)) {
-            let is_path = ["docs/", "ci/", "examples/", "benches/"].iter().any(|folder| word.starts_with(folder));
+            let is_path =
+                ["docs/", "ci/", "examples/", "benches/"].iter().any(|folder| word.starts_with(folder));
             let word = word.trim_end_matches(['.', ',', ';', ':']);
             assert!(!is_path || root.join(word).exists(), "{name} names {word}, which does not exist");
         }
