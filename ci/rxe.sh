@@ -36,25 +36,21 @@ done
 # What the jobs run is built here, with this machine's toolchain: the guest sees the same files.
 step "building the tests, the examples and rdma-interop"
 cargo test --no-run --locked -p rdma-workbench --message-format=json-render-diagnostics >"$out/artifacts.json"
-
-# Name and path of the programs of a kind. usage: programs test|example|bin
-programs() {
-  jq -r --arg kind "$1" 'select(.reason == "compiler-artifact" and .executable != null and .target.kind == [$kind]
-    and .profile.test == ($kind == "test")) | [.target.name, .executable] | @tsv' "$out/artifacts.json" | sort
-}
+# An example with tests of its own is not built by that.
+cargo build --locked -p rdma-workbench --examples --message-format=json-render-diagnostics >>"$out/artifacts.json"
 
 prepare() {
   local name arguments
   case $1 in
     suite)
-      programs test | grep -E "^(${RXE_TESTS:-.*})"$'\t' >"$2/tests.list" || { echo "error: no such test program in tests/" >&2; return 1; }
+      programs test "$out/artifacts.json" | grep -E "^(${RXE_TESTS:-.*})"$'\t' >"$2/tests.list" || { echo "error: no such test program in tests/" >&2; return 1; }
       ;;
     examples)
       while read -r name arguments; do
-        [ -z "$name" ] || printf '%s %s %s\n' "$name" "$(programs example | awk -v name="$name" '$1 == name { print $2 }')" "$arguments"
+        [ -z "$name" ] || printf '%s %s %s\n' "$name" "$(programs example "$out/artifacts.json" | awk -v name="$name" '$1 == name { print $2 }')" "$arguments"
       done < <(grep -v '^#' ci/rxe/examples.list) >"$2/examples.list"
       ;;
-    interop) programs bin | awk '$1 == "rdma-interop" { print $2 }' >"$2/program" ;;
+    interop) programs bin "$out/artifacts.json" | awk '$1 == "rdma-interop" { print $2 }' >"$2/program" ;;
   esac
 }
 
@@ -67,15 +63,8 @@ for job in "${jobs[@]}"; do
   bash ci/rxe/guest-run.sh "ci/rxe/jobs/$job.sh" "$out/$job" || status=$?
   [ "$status" = 0 ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "status $status" >>"$out/$job/results.tsv"
   [ -s "$out/$job/results.tsv" ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "no results" >>"$out/$job/results.tsv"
-  awk -F'\t' '{ printf "%-8s %-14s %-60s %s\n", $1, $2, $3, $4 }' "$out/$job/results.tsv"
+  table "$out/$job/results.tsv"
 done
 
 step "rxe: results (logs in $out)"
-cat "$out"/*/results.tsv | awk -F'\t' '
-  { n[$1]++ }
-  $1 == "FAILED" { failed = failed sprintf("FAILED   %s: %s (%s)\n", $2, $3, $4) }
-  $1 == "skipped" { skipped = skipped sprintf("skipped  %s: %s (%s)\n", $2, $3, $4) }
-  END {
-    printf "%s%s%d passed, %d failed, %d skipped\n", failed, skipped, n["ok"], n["FAILED"], n["skipped"]
-    exit n["FAILED"] > 0
-  }'
+summary "$out"/*/results.tsv

@@ -38,6 +38,6 @@ done
 mhz=$(awk '/cpu MHz/ { print $4; exit }' /proc/cpuinfo)
 # A guest that hangs is killed with all of its processes, which are in one session.
 TMPDIR=$scratch timeout --kill-after=5 "${RXE_SECONDS:-300}" \
-  "$kernel" mem="${RXE_MEMORY:-1G}" root=/dev/root rootfstype=hostfs hostfs=/ ro quiet con=null con0=fd:0,fd:1 \
+  "$kernel" mem="${RXE_MEMORY:-1G}" root=/dev/root rootfstype=hostfs hostfs=/ ro quiet loglevel=3 con=null con0=fd:0,fd:1 \
   init="$here/guest-init.sh" seccomp=on ncpus=2 RXE_MHZ="$mhz" RXE_JOB="$job" RXE_OUT="$out" </dev/null || true
 exit "$(cat "$out/exitcode" 2>/dev/null || echo 125)"

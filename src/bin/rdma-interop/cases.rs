@@ -63,6 +63,8 @@ pub(crate) enum Case {
     Datagram {
         size: usize,
     },
+    /// A datagram that carries the sender's own Q_Key.
+    OwnQKey,
     /// The receive comes some time after the message.
     SlowReceiver,
     Fault(Fault),
@@ -90,6 +92,7 @@ impl Plan {
         // One packet, and several.
         cases.extend([8, 3000].map(|size| Case::SendWithInvalidate { size }));
         if !self.lossy {
+            cases.push(Case::OwnQKey);
             cases
                 .extend(self.sizes.iter().filter(|&&size| size <= 4096).map(|&size| Case::Datagram { size }));
             cases.extend(
@@ -132,6 +135,7 @@ impl fmt::Display for Case {
             }
             Case::Atomics => f.write_str("RC compare-and-swap, fetch-and-add"),
             Case::SendWithInvalidate { size } => write!(f, "RC send with invalidate, {size} bytes"),
+            Case::OwnQKey => f.write_str("UD send with the sender's own Q_Key"),
             Case::Datagram { size } => write!(f, "UD send, {size} bytes"),
             Case::SlowReceiver => f.write_str("RC send before the receive is posted"),
             Case::Fault(fault) => f.write_str(match fault {

@@ -1,7 +1,7 @@
 //! Two devices talk to each other: every operation, at several path MTUs and sizes, and the errors.
 //!
-//! One side listens, the other connects and is the requester; both check what they see. The
-//! connecting side prints a line for each case: verdict, name and detail, separated by tabs.
+//! One side listens, the other connects and, unless told otherwise, is the requester; both check what they see. The
+//! requester prints a line for each case: verdict, name and detail, separated by tabs.
 //!
 //! ```text
 //! rdma-interop --device rxe0 --listen 10.98.0.1:7471
@@ -10,6 +10,7 @@
 
 mod cases;
 mod counters;
+mod datagrams;
 mod faults;
 mod link;
 mod session;
@@ -38,6 +39,9 @@ struct Arguments {
     /// Listen here for the other side.
     #[arg(long, conflicts_with = "peer")]
     listen: Option<SocketAddr>,
+    /// Answer, while the listening side is the requester.
+    #[arg(long, requires = "peer")]
+    respond: bool,
     /// The device to use; chosen when left out.
     #[arg(long)]
     device: Option<String>,
@@ -75,8 +79,16 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
     let choice = rdma_core::Device::named_or_chosen(arguments.device.as_deref())?;
     let context = choice.device.open()?;
     let (mut link, role) = match (arguments.listen, arguments.peer) {
-        (Some(address), _) => (Link::listen(address)?, Role::Responder),
-        (None, Some(address)) => (Link::connect(address)?, Role::Requester),
+        (Some(address), _) => {
+            let mut link = Link::listen(address)?;
+            let role = if link.hear()? { Role::Requester } else { Role::Responder };
+            (link, role)
+        }
+        (None, Some(address)) => {
+            let mut link = Link::connect(address)?;
+            link.tell(&arguments.respond)?;
+            (link, if arguments.respond { Role::Responder } else { Role::Requester })
+        }
         (None, None) => return Err("an address to connect to, or --listen".into()),
     };
     // The requester decides what runs.

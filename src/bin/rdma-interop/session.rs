@@ -100,6 +100,7 @@ impl Session {
             Case::Transfer { service: Service::Uc, verb, mtu, size } => self.uc_transfer(verb, mtu, size),
             Case::Atomics => self.atomics(),
             Case::SendWithInvalidate { size } => self.send_with_invalidate(size),
+            Case::OwnQKey => self.own_qkey(),
             Case::Datagram { size } => self.datagram(size),
             Case::SlowReceiver => self.slow_receiver(),
             Case::Fault(fault) => self.fault(fault),

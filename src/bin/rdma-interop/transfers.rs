@@ -2,21 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use rdma_core::qp::transport::{Connected, Rc, RdmaWrite, Ud, UdInit, UdRtr, UdRts};
-use rdma_core::{
-    AddressVector, Buffer, ConnectOptions, EndpointOptions, GlobalRoute, RecvRequest, RemoteAccess,
-    RemoteSlice, SharedRegion, WorkRequest,
-};
+use rdma_core::qp::transport::{Connected, Rc, RdmaWrite};
+use rdma_core::{Buffer, ConnectOptions, RemoteAccess, RemoteSlice, SharedRegion, WorkRequest};
 
 use crate::Fallible;
 use crate::cases::Verb;
 use crate::session::{Pair, Role, Session, check, pattern};
 
-const IMM: u32 = 0xfeed_beef;
-const QKEY: u32 = 0x1234_5678;
+pub(crate) const IMM: u32 = 0xfeed_beef;
 /// Bytes on both sides of the target of a write, which must stay as they are.
 const GUARD: usize = 64;
-const GRH: usize = 40;
 
 impl Session {
     pub(crate) fn rc_transfer(&mut self, verb: Verb, mtu: u32, size: usize) -> Fallible<String> {
@@ -190,53 +185,6 @@ impl Session {
         finished.result()?;
         let buffer = finished.into_buffer().ok_or("no buffer came back")?;
         Ok(u64::from_ne_bytes(buffer[..].try_into()?))
-    }
-
-    /// A datagram each way: the answer goes to where the first one says it came from.
-    pub(crate) fn datagram(&mut self, size: usize) -> Fallible<String> {
-        let cq = self.context.completion_queue(16).build()?;
-        let qp = self.domain.queue_pair::<Ud>(&cq, &cq).max_send(4).max_recv(4).build()?;
-        let options = EndpointOptions { gid_index: self.gid_index, ..EndpointOptions::default() };
-        let local = qp.endpoint(&options)?;
-        let remote: rdma_core::Endpoint = self.link.exchange(&local)?;
-        let init = UdInit { port: 1, pkey_index: 0, qkey: QKEY };
-        let qp = qp.init(&init)?.rtr(&UdRtr::default())?.rts(&UdRts { sq_psn: local.psn })?;
-        let index = match self.gid_index {
-            Some(index) => index,
-            None => u8::try_from(self.context.choose_gid(1)?.entry.index)?,
-        };
-        let vector = AddressVector::global(1, GlobalRoute::new(remote.gid, index));
-        let address = self.domain.address_handle(&vector)?;
-        let receive =
-            qp.start_recv(RecvRequest::new(self.buffer(GRH + size)?)).map_err(|error| error.to_string())?;
-        self.link.meet()?;
-
-        let send = || -> Fallible<()> {
-            let request =
-                WorkRequest::send_to_with_imm(self.filled(size)?, &address, remote.qp_num, QKEY, IMM);
-            let operation = qp.start_send(request).map_err(|error| error.to_string())?;
-            self.finish(operation)?.result()?;
-            Ok(())
-        };
-        if self.role == Role::Requester {
-            send()?;
-        }
-        let finished = self.finish(receive)?;
-        let success = finished.result()?;
-        let seen = (success.len(), success.imm(), success.has_grh(), success.src_qp());
-        if seen != (GRH + size, Some(IMM), true, remote.qp_num) {
-            return Err(format!("length, immediate, header and sender are {seen:?}").into());
-        }
-        let buffer = finished.into_buffer().ok_or("no buffer came back")?;
-        check("the datagram", &buffer[GRH..], &pattern(size))?;
-        // RoCE over IPv4: the second half of the header's room is the IPv4 header (RFC 791).
-        if let Some(sender) = remote.gid.ipv4() {
-            check("the sender's address", &buffer[GRH - 8..GRH - 4], &sender.octets())?;
-        }
-        if self.role == Role::Responder {
-            send()?;
-        }
-        Ok(String::new())
     }
 
     pub(crate) fn slow_receiver(&mut self) -> Fallible<String> {
