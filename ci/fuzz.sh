@@ -48,7 +48,7 @@ for target in "${targets[@]}"; do
   step "$target: $each s"
   status=0
   cargo +nightly fuzz run --release "$target" -- \
-    -max_total_time="$each" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -max_len=4400 >"$log" 2>&1 || status=$?
+    -max_total_time="$each" -timeout=60 -rss_limit_mb=2048 -print_final_stats=1 -max_len=4400 >"$log" 2>&1 || status=$?
   executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
   coverage=$(grep -o 'cov: [0-9]* ft: [0-9]* corp: [0-9]*' "$log" | tail -n 1 || true)
   line="$target: ${executions:-0} executions, ${coverage:-no coverage}"

@@ -29,6 +29,9 @@ mod input;
 mod requests;
 mod world;
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use input::Input;
 use world::World;
 
@@ -36,7 +39,14 @@ use world::World;
 const MOST_COMMANDS: usize = 200;
 
 /// Runs the program that the bytes say, and checks it.
+///
+/// In a thread of its own: what the device keeps for a thread begins anew with each program and ends with it.
 pub fn run(data: &[u8]) {
+    let result = thread::scope(|scope| scope.spawn(|| program(data)).join());
+    result.unwrap_or_else(|panic| resume_unwind(panic));
+}
+
+fn program(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(&mut input);
     for _ in 0..MOST_COMMANDS {
