@@ -21,7 +21,7 @@ suites() {
   local flags=$2
   export CARGO_TARGET_DIR="$target/$1"
   step "$1: rdma-core on the null and the evil provider"
-  RUSTFLAGS="$flags" cargo +nightly test --locked --target "$host" "${@:3}" -p rdma-core-rs --lib --test evil --test null_basic
+  RUSTFLAGS="$flags" cargo +nightly test --locked --target "$host" "${@:3}" -p rdma-core-rs --lib --test evil --test null_basic --test null_credits
   step "$1: rdma-core on the built-in device"
   RUSTFLAGS="$flags" cargo +nightly test --locked --target "$host" "${@:3}" -p rdma-workbench \
     --test core_operations --test core_safety --test core_objects --test core_timestamps

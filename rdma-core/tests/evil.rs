@@ -9,8 +9,9 @@ use std::time::Duration;
 use rdma_core::qp::state::Rts;
 use rdma_core::qp::transport::Rc;
 use rdma_core::{
-    CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, Error, PostErrorKind,
-    ProtectionDomain, QueuePair, RecvRequest, RegionFlags, RemoteAccess, WindowType, WorkRequest,
+    CompletionClock, CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, Error,
+    PostErrorKind, ProtectionDomain, QueuePair, RecvRequest, RegionFlags, RemoteAccess, WindowType,
+    WorkRequest,
 };
 use verbs_sys::evil::{self, Evil, Slot};
 use verbs_sys::{ibv_port_state, ibv_wc_opcode, ibv_wc_status};
@@ -261,4 +262,28 @@ fn point_13_a_completion_queue_of_no_entries_takes_no_work() {
         assert_eq!(qp.post_recv(rig.buffer()).unwrap_err().kind, PostErrorKind::QueueFull);
         assert_eq!(qp.post_send(rig.buffer()).unwrap_err().kind, PostErrorKind::QueueFull);
     }
+}
+
+/// Point 6, and its like: a change of access that fails gives the region back, which is deregistered once.
+#[test]
+fn point_06_a_failed_change_of_access_gives_the_region_back() {
+    let rig = rig();
+    let shared = rig.pd.share(vec![7; 64], RemoteAccess::READ).unwrap();
+    rig.evil.rereg_mr.fail_times(1, libc::EIO);
+    let (error, shared) = shared.change_access(RemoteAccess::WRITE).unwrap_err();
+    assert!(error.to_string().contains("ibv_rereg_mr"), "{error}");
+    assert_eq!(shared.access(), RemoteAccess::READ);
+    let shared = shared.change_access(RemoteAccess::WRITE).unwrap();
+    assert_eq!(shared.access(), RemoteAccess::WRITE);
+    drop(shared);
+    assert_eq!(rig.evil.dereg_mr.calls(), 1);
+}
+
+/// Point 4: completions with timestamps where the provider has no extended queues.
+#[test]
+fn point_04_no_timestamps_without_extended_queues() {
+    let rig = rig();
+    let refused = rig.context.completion_queue(4).timestamps(CompletionClock::Device).build();
+    assert!(matches!(refused, Err(Error::Unsupported { verb: "ibv_create_cq_ex" })), "{refused:?}");
+    assert!(matches!(rig.context.clock(), Err(Error::Unsupported { verb: "ibv_query_rt_values_ex" })));
 }

@@ -89,6 +89,14 @@ impl WorkCompletion {
         WorkCompletion { wc }
     }
 
+    /// Takes what a verb wrote: the place names nothing from now on.
+    pub(super) fn take(&mut self) -> ibv_wc {
+        let mut wc = self.wc;
+        self.wc.wr_id = NOTHING.wr_id;
+        wc.wc_flags &= !STAMPED;
+        wc
+    }
+
     #[inline(always)]
     pub(super) fn raw(&self) -> &ibv_wc {
         &self.wc

@@ -7,7 +7,7 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 
 use verbs_sys::ibv_wc;
 
-use super::completion::{NOTHING, Opcode, STAMPED, Success, WorkCompletion};
+use super::completion::{NOTHING, Opcode, Success, WorkCompletion};
 use super::poll::{BATCH, Parked};
 use super::status::CompletionError;
 use crate::inflight::{Held, HeldList, SimpleSlot, SlotPayload};
@@ -96,20 +96,9 @@ impl Completions {
         n - left
     }
 
-    /// Takes the entries that the verb wrote from the `from`th on.
-    pub(super) fn take_landed(&mut self, from: usize) -> [ibv_wc; BATCH] {
-        let mut landed = [NOTHING; BATCH];
-        for (to, wc) in landed.iter_mut().zip(&mut self.wcs).skip(from) {
-            *to = *wc.raw();
-            to.wc_flags &= !STAMPED;
-            *wc = WorkCompletion::of(NOTHING);
-        }
-        landed
-    }
-
-    /// What is listed, of the last lot.
-    pub(super) fn listed(&mut self) -> &mut Vec<Parked> {
-        &mut self.listed
+    /// What the verb wrote, and what is listed of the last lot.
+    pub(super) fn parts(&mut self) -> (&mut [WorkCompletion; BATCH], &mut Vec<Parked>) {
+        (&mut self.wcs, &mut self.listed)
     }
 
     /// Hands a lot out.

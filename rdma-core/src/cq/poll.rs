@@ -179,15 +179,15 @@ impl CqInner {
             simple = self.lend_simple(out, n);
             credits = if state.counts { u32::try_from(simple).unwrap_or(0) } else { 0 };
         }
-        let landed = out.take_landed(simple);
-        let listed = out.listed();
+        let (landed, listed) = out.parts();
         // Left by an iterator that was forgotten; nothing else holds anything.
         let left = listed.drain(..).flat_map(|parked| parked.held);
         state.deferred.extend(left.map(Later::Drop));
         listed.extend(state.parked.drain(..));
         let mut sink = Lending { listed, deferred: &mut state.deferred, credits };
-        for wc in &landed[simple..n] {
-            self.dispatch_one(WrId(wc.wr_id), wc, &mut sink);
+        for wc in &mut landed[simple..n] {
+            let wc = wc.take();
+            self.dispatch_one(WrId(wc.wr_id), &wc, &mut sink);
         }
         if let Some(batch) = batch {
             batch.iter().for_each(|(id, wc)| self.dispatch_one(id, wc, &mut sink));

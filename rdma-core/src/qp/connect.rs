@@ -107,6 +107,16 @@ fn fresh_psn() -> u32 {
     NEXT.fetch_add(0x9e_3779, Ordering::Relaxed).wrapping_add(time) & 0xff_ffff
 }
 
+/// The GID at an index that the caller chose; an empty one is an error that says which are not.
+fn filled_gid(context: &Context, port: u8, index: u8) -> Result<Gid, Error> {
+    let gid = context.gid(port, u32::from(index))?;
+    if !gid.is_zero() {
+        return Ok(gid);
+    }
+    let filled: Vec<u32> = context.gids(port)?.iter().map(|entry| entry.index).collect();
+    Err(Error::Invalid { what: format!("GID {index} of port {port} is empty; filled are {filled:?}") })
+}
+
 impl<T: Transport, S: State> QueuePair<T, S> {
     fn context(&self) -> Context {
         Context { inner: std::sync::Arc::clone(&self.inner.pd.context) }
@@ -121,16 +131,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         let context = self.context();
         let port = context.port(options.port)?;
         let gid = match options.gid_index {
-            Some(index) => match context.gid(options.port, u32::from(index))? {
-                gid if gid.is_zero() => {
-                    let filled = context.gids(options.port)?;
-                    let filled: Vec<u32> = filled.iter().map(|entry| entry.index).collect();
-                    let what =
-                        format!("GID {index} of port {} is empty; filled are {filled:?}", options.port);
-                    return Err(Error::Invalid { what });
-                }
-                gid => gid,
-            },
+            Some(index) => filled_gid(&context, options.port, index)?,
             None if port.needs_gid() => context.choose_gid(options.port)?.entry.gid,
             None => Gid([0; 16]),
         };
@@ -164,7 +165,10 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         }
         let route = if port.needs_gid() || !remote.gid.is_zero() && options.gid_index.is_some() {
             let index = match options.gid_index {
-                Some(index) => index,
+                Some(index) => {
+                    filled_gid(&context, options.port, index)?;
+                    index
+                }
                 None => u8::try_from(context.choose_gid(options.port)?.entry.index).map_err(|_| {
                     Error::Invalid { what: "the GID chosen has an index above 255".to_owned() }
                 })?,

@@ -284,6 +284,25 @@ unsafe extern "C" fn dereg_mr(region: *mut ibv_mr) -> c_int {
     unsafe { memory::dereg_mr(region) }
 }
 
+/// Changes nothing: no flag matters here.
+unsafe extern "C" fn rereg_mr(
+    region: *mut ibv_mr,
+    _flags: c_int,
+    _pd: *mut ibv_pd,
+    _addr: *mut c_void,
+    _length: usize,
+    _access: c_int,
+) -> c_int {
+    // SAFETY: the caller passes a live region.
+    match unsafe { region.evil() }.rereg_mr.strike() {
+        Some(errno) => {
+            let _: *mut c_void = fail(errno);
+            ibv_rereg_mr_err_code::IBV_REREG_MR_ERR_CMD.0
+        }
+        None => 0,
+    }
+}
+
 unsafe extern "C" fn reg_mr_iova(
     pd: *mut ibv_pd,
     addr: *mut c_void,
@@ -376,7 +395,7 @@ const REQUIRED: Verbs = Verbs {
     ibv_reg_mr_iova: None,
     ibv_reg_mr_iova2: None,
     ibv_reg_dmabuf_mr: None,
-    ibv_rereg_mr: None,
+    ibv_rereg_mr: Some(rereg_mr),
     ibv_init_ah_from_wc: None,
     ibv_create_ah_from_wc: None,
     ibv_qp_to_qp_ex: None,

@@ -143,7 +143,7 @@ macro_rules! faults {
 
 faults! {
     open_device close_device query_device query_port query_gid query_gid_ex query_gid_table query_pkey
-    alloc_pd dealloc_pd reg_mr dereg_mr alloc_mw dealloc_mw bind_mw create_ah destroy_ah
+    alloc_pd dealloc_pd reg_mr rereg_mr dereg_mr alloc_mw dealloc_mw bind_mw create_ah destroy_ah
     create_comp_channel destroy_comp_channel create_cq resize_cq destroy_cq get_cq_event req_notify_cq poll_cq
     create_srq modify_srq query_srq destroy_srq post_srq_recv
     create_qp modify_qp query_qp destroy_qp post_send post_recv attach_mcast detach_mcast

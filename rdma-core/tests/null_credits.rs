@@ -1,0 +1,133 @@
+//! Credits and the order of completions on the null provider: what changes while others post.
+
+#![cfg(feature = "test-providers")]
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rdma_core::qp::state::Rts;
+use rdma_core::qp::transport::Rc;
+use rdma_core::{
+    Buffer, CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, PostErrorKind,
+    ProtectionDomain, QueuePair, RecvRequest, WorkRequest,
+};
+
+fn open() -> (Context, ProtectionDomain) {
+    let context = Device::null().unwrap().open().unwrap();
+    let pd = context.protection_domain().unwrap();
+    (context, pd)
+}
+
+fn pair(pd: &ProtectionDomain, cq: &CompletionQueue, depth: u32) -> QueuePair<Rc, Rts> {
+    let qp = pd.queue_pair::<Rc>(cq, cq).max_send(depth).max_recv(depth).build().unwrap();
+    let endpoint = qp.endpoint(&EndpointOptions::default()).unwrap();
+    qp.connect(&endpoint, &endpoint, &ConnectOptions::default()).unwrap()
+}
+
+/// Posts a SEND and its receive, with what is there; what was refused for want of room comes back.
+fn post(qp: &QueuePair<Rc, Rts>, buffers: &mut Vec<Buffer>) {
+    let Some(buffer) = buffers.pop() else { return };
+    if let Err(refused) = qp.post_recv(RecvRequest::new(buffer)) {
+        assert_eq!(refused.kind, PostErrorKind::QueueFull);
+        buffers.extend(refused.request.into_payload().into_buffers());
+        return;
+    }
+    let Some(buffer) = buffers.pop() else { return };
+    if let Err(refused) = qp.post_send(buffer) {
+        assert_eq!(refused.kind, PostErrorKind::QueueFull);
+        buffers.extend(refused.request.into_payload().into_buffers());
+    }
+}
+
+/// A completion queue on which whole depths are reserved comes to count, while threads post and poll: no buffer and no credit is
+/// lost, and it never holds more than it has room for.
+#[test]
+fn credits_come_to_be_counted_while_others_post() {
+    for round in 0..20 {
+        let (context, pd) = open();
+        let cq = context.completion_queue(16).build().unwrap();
+        let qp = pair(&pd, &cq, 4);
+        let done = AtomicBool::new(false);
+        let mut extra = Vec::new();
+        let total = std::thread::scope(|scope| {
+            let posters: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut buffers: Vec<_> = pd.allocate(8 * 8).unwrap().into_buffers(8).collect();
+                        let mut completions = Completions::new();
+                        while !done.load(Ordering::Relaxed) {
+                            post(&qp, &mut buffers);
+                            buffers.extend(
+                                cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()),
+                            );
+                            assert!(cq.credits_in_use() <= cq.depth());
+                        }
+                        buffers.len()
+                    })
+                })
+                .collect();
+            if round % 2 == 1 {
+                std::thread::yield_now();
+            }
+            // 8 of 16 are reserved; the second of these does not fit, and from then on all count.
+            for _ in 0..3 {
+                extra.push(pair(&pd, &cq, 4));
+                std::thread::yield_now();
+            }
+            done.store(true, Ordering::Relaxed);
+            posters.into_iter().map(|poster| poster.join().unwrap()).sum::<usize>()
+        });
+        let mut completions = Completions::new();
+        let mut left = 0;
+        while qp.send_queue().in_flight() > 0 {
+            left += cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()).count();
+        }
+        left += cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()).count();
+        let waiting = qp.recv_queue().in_flight() as usize;
+        assert_eq!(total + left + waiting, 16, "each buffer is somewhere, once");
+        drop((qp, extra));
+        let _ = cq.poll(&mut completions).unwrap().len();
+        assert_eq!(cq.credits_in_use(), 0);
+    }
+}
+
+/// Sends of one buffer, which complete by a short way, between unsignalled ones, which complete with a later one: all come
+/// back, each once, none before it was sent, in order of posting.
+#[test]
+fn plain_sends_between_unsignalled_ones() {
+    let (context, pd) = open();
+    let cq = context.completion_queue(64).build().unwrap();
+    let qp = pair(&pd, &cq, 8);
+    let mut buffers: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
+    let mut completions = Completions::new();
+    let (mut posted, mut seen) = (0_u64, 0_u64);
+    // Every pattern of four signalled and unsignalled sends, over and over, polled after each, or after all.
+    for pattern in 0..64_u32 {
+        for i in 0..4 {
+            qp.post_recv(RecvRequest::new(buffers.pop().unwrap()).id(u64::MAX)).unwrap();
+            let request = WorkRequest::send(buffers.pop().unwrap()).id(posted);
+            let signaled = pattern >> i & 1 == 1;
+            qp.post_send(if signaled { request } else { request.unsignaled() }).unwrap();
+            posted += 1;
+            if pattern < 32 || i == 3 {
+                for mut completion in cq.poll(&mut completions).unwrap() {
+                    if completion.id() != u64::MAX {
+                        assert_eq!(completion.id(), seen, "in order of posting");
+                        seen += 1;
+                    }
+                    buffers.push(completion.take_buffer().unwrap());
+                }
+                assert!(seen <= posted);
+            }
+            if signaled && (pattern < 32 || i == 3) {
+                assert_eq!(seen, posted, "a signalled send completes all before it");
+            }
+        }
+    }
+    qp.post_recv(RecvRequest::new(buffers.pop().unwrap()).id(u64::MAX)).unwrap();
+    qp.post_send(WorkRequest::send(buffers.pop().unwrap()).id(posted)).unwrap();
+    buffers.extend(cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()));
+    assert_eq!(buffers.len(), 64);
+    assert_eq!(cq.credits_in_use(), 0);
+}
