@@ -40,7 +40,7 @@ print(sys.argv[1], "{ global: ibv_cmd_*; ibv_query_gid_type; ibv_read_ibdev_sysf
       "_verbs_init_and_alloc_context; execute_ioctl; verbs_*; };")
 PY
 
-cc -shared -o "$out/libibverbs.so.1" -Wl,-soname,libibverbs.so.1 -Wl,--version-script="$map" -Wl,--gc-sections \
+cc -shared -o "$out/libibverbs.so.1" -Wl,-soname,libibverbs.so.1 -Wl,--version-script="$map" -Wl,--gc-sections -Wl,--strip-debug \
   -Wl,--whole-archive "$target/release/librdma_preload.a" -Wl,--no-whole-archive -lpthread -ldl -lm -lgcc_s -lc
 ln -sf libibverbs.so.1 "$out/libibverbs.so"
 echo "$out/libibverbs.so.1: $(objdump -T "$out/libibverbs.so.1" | grep -c ' IBVERBS_') versioned symbols, private node $private"

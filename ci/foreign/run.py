@@ -2,8 +2,9 @@
 import glob, gzip, os, re, shutil, subprocess, sys, tempfile, time
 
 SOFT = os.path.abspath(sys.argv[1])
+DROP_IN = os.path.abspath(sys.argv[2])
 LONG = "--long" in sys.argv
-ONLY = [a for a in sys.argv[2:] if not a.startswith("-")]
+ONLY = [a for a in sys.argv[3:] if not a.startswith("-")]
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUT = tempfile.mkdtemp(prefix="foreign-")
 passed = failed = skipped = 0
@@ -53,7 +54,7 @@ def start(command, options=(), environment=None):
                             stderr=subprocess.STDOUT, text=True, errors="replace", env=env)
 
 
-def pair(name, command, limit=60, tail=(), environment=None, server_only=()):
+def pair(name, command, limit=60, options=()):
     """The same command as server and as client; both must end with status 0."""
     global port
     if not wanted(name):
@@ -61,11 +62,11 @@ def pair(name, command, limit=60, tail=(), environment=None, server_only=()):
     port += 1
     begin = time.monotonic()
     base = command + ["-p", str(port)]
-    server = start(base + list(server_only), environment=environment)
+    server = start(base, options)
     end = time.monotonic() + 10
     while not listening(port) and server.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
-    client = start(base + ["127.0.0.1", *tail], environment=environment)
+    client = start(base + ["127.0.0.1"], options)
     client_code, client_output = finish(client, limit)
     server_code, server_output = finish(server, 10 if client_code == 0 else 2)
     seconds = time.monotonic() - begin
@@ -77,11 +78,11 @@ def pair(name, command, limit=60, tail=(), environment=None, server_only=()):
         print_tail("server", server_output)
 
 
-def single(name, command, expect, limit=30):
+def single(name, command, expect, limit=30, options=()):
     if not wanted(name):
         return
     begin = time.monotonic()
-    code, output = finish(start(command), limit)
+    code, output = finish(start(command, options), limit)
     seconds = time.monotonic() - begin
     missing = [text for text in expect if text not in output]
     if code == 0 and not missing:
@@ -145,7 +146,8 @@ def perftest():
                 if verb == "send" or verb == "read":
                     pair(f"{name} -e", base + iterations + ["-e"])
                 if verb != "atomic":
-                    pair(f"{name} -a", base + ["-a", "-n", "100" if not LONG else "1000"], limit=120)
+                    pair(f"{name} -a", base + ["-a", "-n", "1000" if LONG else "20" if measure == "lat" else "100"],
+                         limit=600 if LONG else 120)
                 if measure == "bw":
                     pair(f"{name} -q 8", base + iterations + ["-q", "8"])
     pair("ib_send_bw -b (both ways)", ["ib_send_bw", "-d", "soft0", "-x", "1", "-F", "-b", "-n", "1000"])
@@ -203,39 +205,134 @@ def pyverbs():
     row(name, verdict, time.monotonic() - begin, f"{counts['ok']} ok; log {OUT}/pyverbs.txt" if verdict != "ok" else f"{counts['ok']} ok")
 
 
-def capture():
-    """The packets of a run, judged by tshark and by an independent computation of the ICRC."""
-    name = "capture: dissected by tshark, every ICRC valid"
+def judge(file, least):
+    """What tshark and an independent computation of the ICRC say against a capture; its packets."""
+    problems = []
+    # What tshark would guess of payloads that have nothing to do with these protocols.
+    guesses = ["--disable-heuristic", "rpcrdma_infiniband", "--disable-heuristic", "eth_over_ib"]
+    dissected = subprocess.run(["tshark", "-r", file, *guesses, "-Y", "udp.dstport == 4791", "-T", "fields", "-e",
+                                "infiniband.bth.opcode", "-e", "_ws.malformed", "-e", "_ws.expert.severity"],
+                               capture_output=True, text=True, timeout=60)
+    rows = [line.split("\t") for line in dissected.stdout.splitlines()]
+    if dissected.returncode != 0:
+        problems.append(f"tshark: {dissected.stderr.strip()}")
+    if len(rows) < least:
+        problems.append(f"{len(rows)} packets where {least} were expected")
+    if any(not opcode for opcode, _, _ in rows):
+        problems.append("not all packets dissect as InfiniBand")
+    # Severities are numbers; this one is an error's.
+    wrong = [row for row in rows if row[1] or str(0x800000) in row[2].split(",")]
+    if wrong:
+        problems.append(f"{len(wrong)} packets are malformed")
+    checked = subprocess.run(["/usr/bin/python3", os.path.join(HERE, "check-icrc.py"), file], capture_output=True, text=True, timeout=60)
+    if checked.returncode != 0:
+        problems.append(checked.stdout.strip() + checked.stderr.strip())
+    return [f"{os.path.basename(file)}: {problem}" for problem in problems], len(rows)
+
+
+def captured(name, command, least, wire=False):
+    """A run whose packets are captured: by the device on both sides, or on the loopback interface."""
     if not wanted(name):
         return
-    begin = time.monotonic()
-    files = [os.path.join(OUT, f"{side}.pcap") for side in ("server", "client")]
     global port
+    begin = time.monotonic()
     port += 1
-    command = ["ibv_rc_pingpong", "-d", "soft0", "-g", "1", "-n", "200", "-s", "10000", "-p", str(port)]
-    server = start(command, ["--pcap", files[0]])
-    while not listening(port) and server.poll() is None:
+    command = command + ["-p", str(port)]
+    files = [os.path.join(OUT, f"{port}-{side}.pcap") for side in (("wire",) if wire else ("server", "client"))]
+    # Addresses of their own, for the interface carries what others send as well.
+    ends = [f"127.{port // 256}.{port % 256}.{end}" for end in (1, 2)]
+    options = [["--addr", end] for end in ends] if wire else [["--pcap", file] for file in files]
+    environment = {"RDMA_SOFT_GSO": "off"} if wire else None
+    if wire:
+        dump = subprocess.Popen(["tcpdump", "-i", "lo", "-U", "-B", "65536", "-c", "10000", "-w", files[0],
+                                 *f"udp dst port 4791 and src host ({ends[0]} or {ends[1]})".split()],
+                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        said = dump.stderr.readline()
+        if "listening on" not in said:
+            dump.kill()
+            row(name, "skipped", 0, f"no capture on lo: {said.strip()}")
+            return
+    server = start(command, options[0], environment)
+    while not listening(port) and server.poll() is None and time.monotonic() < begin + 10:
         time.sleep(0.01)
-    client = start(command + ["127.0.0.1"], ["--pcap", files[1]])
+    client = start(command + ["127.0.0.1"], options[1], environment)
     codes = [finish(client, 60)[0], finish(server, 10)[0]]
+    if wire:
+        time.sleep(0.5)
+        dump.terminate()
+        finish(dump, 10)
     problems = [f"exit codes {codes}"] if codes != [0, 0] else []
     packets = 0
     for file in files:
-        dissected = subprocess.run(["tshark", "-r", file, "--disable-heuristic", "rpcordma_infiniband", "-T", "fields", "-e",
-                                    "infiniband.bth.opcode", "-e", "_ws.malformed"], capture_output=True, text=True)
-        rows = [line.split("\t") for line in dissected.stdout.splitlines()]
-        if not rows or any(not r[0] for r in rows):
-            problems.append(f"{os.path.basename(file)}: not all packets dissect as InfiniBand")
-        if any(len(r) > 1 and r[1] for r in rows):
-            problems.append(f"{os.path.basename(file)}: malformed packets")
-        checked = subprocess.run(["/usr/bin/python3", os.path.join(HERE, "check-icrc.py"), file], capture_output=True, text=True)
-        if checked.returncode != 0:
-            problems.append(checked.stdout.strip() + checked.stderr.strip())
-        packets += len(rows)
+        found, count = judge(file, least)
+        problems += found
+        packets += count
     row(name, "FAILED" if problems else "ok", time.monotonic() - begin, "; ".join(problems) or f"{packets} packets")
 
 
-for part in (utilities, perftest, capture, pyverbs):
+def captures():
+    perf = ["-d", "soft0", "-x", "1", "-F", "-n", "100"]
+    pingpong = ["-d", "soft0", "-g", "1", "-n", "100"]
+    for name, command, least in (
+        ("ibv_rc_pingpong -s 10000", ["ibv_rc_pingpong", *pingpong, "-s", "10000"], 600),
+        ("ibv_uc_pingpong -s 10000", ["ibv_uc_pingpong", *pingpong, "-s", "10000"], 600),
+        ("ibv_ud_pingpong", ["ibv_ud_pingpong", *pingpong], 200),
+        ("ib_write_bw -s 5001", ["ib_write_bw", *perf, "-s", "5001"], 200),
+        ("ib_write_lat -c UC", ["ib_write_lat", *perf, "-c", "UC"], 200),
+        ("ib_read_lat -s 9999", ["ib_read_lat", *perf, "-s", "9999"], 300),
+        ("ib_atomic_bw -A CMP_AND_SWAP", ["ib_atomic_bw", *perf, "-A", "CMP_AND_SWAP"], 200),
+    ):
+        captured(f"capture: {name}", command, least)
+    captured("capture on the wire: ibv_rc_pingpong -s 10000", ["ibv_rc_pingpong", *pingpong, "-s", "10000"], 600, wire=True)
+
+
+def version_nodes(library):
+    notes = subprocess.run(["readelf", "-V", "-W", library], capture_output=True, text=True).stdout
+    definitions = notes.partition("Version definition")[2].partition("Version needs")[0]
+    return set(re.findall(r"Name: (IBVERBS_\S+)", definitions))
+
+
+def symbols(file):
+    """Names with versions that a library defines, and those that it imports."""
+    table = subprocess.run(["readelf", "--dyn-syms", "-W", file], capture_output=True, text=True).stdout
+    rows = [line.split() for line in table.splitlines()]
+    rows = [fields for fields in rows if len(fields) > 7 and "@IBVERBS_" in fields[7].replace("@@", "@")]
+    names = [(fields[6] == "UND", fields[7].replace("@@", "@")) for fields in rows]
+    return {name for imported, name in names if not imported}, {name for imported, name in names if imported}
+
+
+def drop_in():
+    """The library in place of libibverbs.so.1."""
+    ours = os.path.join(DROP_IN, "libibverbs.so.1")
+    libraries = "/usr/lib/x86_64-linux-gnu" if os.path.isdir("/usr/lib/x86_64-linux-gnu") else "/usr/lib"
+    name = "drop-in: version nodes"
+    if wanted(name):
+        missing = version_nodes(os.path.join(libraries, "libibverbs.so.1")) - version_nodes(ours)
+        row(name, "FAILED" if missing else "ok", 0, f"missing {sorted(missing)}" if missing else "")
+    name = "drop-in: imports of installed programs and libraries"
+    if wanted(name):
+        files = [file for pattern in (f"{libraries}/lib*.so.[0-9]", f"{libraries}/libibverbs/*.so", "/usr/bin/ib*", "/usr/bin/r*ping",
+                                      "/usr/lib/python3/dist-packages/pyverbs/*.so") for file in glob.glob(pattern)]
+        defined, count, problems = symbols(ours)[0], 0, []
+        for file in files:
+            imports = symbols(file)[1] if "libibverbs.so.1" not in file else set()
+            count += bool(imports)
+            if imports - defined:
+                problems.append(f"{file}: {sorted(imports - defined)}")
+        row(name, "FAILED" if problems or not count else "ok", 0, "; ".join(problems) or f"{count} files")
+    loader = ("import ctypes, sys\n"
+              "verbs, count = ctypes.CDLL('libibverbs.so.1', 2), ctypes.c_int()\n"
+              "verbs.ibv_get_device_list(ctypes.byref(count))\n"
+              "[ctypes.CDLL(name, 2) for name in ('libmlx5.so.1', 'libefa.so.1', 'librdmacm.so.1')]\n"
+              "print('devices:', count.value)")
+    options = ["--drop-in", DROP_IN]
+    single("drop-in: dlopen, libmlx5, libefa, librdmacm bound", ["/usr/bin/python3", "-c", loader], ["devices: 1"], options=options)
+    single("drop-in: ibv_devinfo -v", ["ibv_devinfo", "-v", "-d", "soft0"], ["PORT_ACTIVE", "::ffff:127."], options=options)
+    pair("drop-in: ibv_rc_pingpong -c", ["ibv_rc_pingpong", "-d", "soft0", "-g", "1", "-n", "500", "-c"], options=options)
+    pair("drop-in: ib_send_lat", ["ib_send_lat", "-d", "soft0", "-x", "1", "-F", "-n", "1000"], options=options)
+
+
+for part in (utilities, perftest, drop_in, captures, pyverbs):
     part()
 print(f"{passed} passed, {failed} failed, {skipped} skipped")
 if not failed:

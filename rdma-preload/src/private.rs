@@ -27,9 +27,11 @@ unsupported! {
     ibv_cmd_close_xrcd
     ibv_cmd_create_ah
     ibv_cmd_create_counters
+    ibv_cmd_create_cq
     ibv_cmd_create_cq_ex
     ibv_cmd_create_flow
     ibv_cmd_create_flow_action_esp
+    ibv_cmd_create_qp
     ibv_cmd_create_qp_ex
     ibv_cmd_create_qp_ex2
     ibv_cmd_create_rwq_ind_table
