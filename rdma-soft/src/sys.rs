@@ -42,6 +42,25 @@ pub(crate) fn block_signals() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut()) };
 }
 
+/// Asks for turns of so many nanoseconds on the processor, where the calling thread is scheduled as any other: shorter turns
+/// come sooner. Kernels before 6.12 know no such wish.
+pub(crate) fn short_turns(nanoseconds: u64) {
+    /// `SCHED_ATTR_SIZE_VER0` of `linux/sched/types.h`: up to the period.
+    const SIZE: u32 = 48;
+    let mut attr = MaybeUninit::<libc::sched_attr>::zeroed();
+    // SAFETY: the structure is valid for writes and at least of this size.
+    let rc = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attr.as_mut_ptr(), SIZE, 0) };
+    // SAFETY: plain numbers, for which zeroes are values as well.
+    let mut attr = unsafe { attr.assume_init() };
+    if rc == 0 && attr.sched_policy == libc::SCHED_OTHER.cast_unsigned() {
+        attr.size = SIZE;
+        attr.sched_runtime = nanoseconds;
+        // A refusal leaves things as they were.
+        // SAFETY: the structure is valid for reads, and says its size.
+        let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
+    }
+}
+
 /// Whether `len` bytes from `address` on are mapped, and their ends readable, or writable if `write`. The
 /// errno says why not: hardware finds the same when it pins the pages.
 pub(crate) fn check_mapped(address: usize, len: usize, write: bool) -> Result<(), c_int> {

@@ -31,6 +31,10 @@ use super::scratch;
 /// next packets are worth waiting for, waking up costs more.
 const LINGER: u32 = 50;
 
+/// The shortest turn on the processor that the kernel grants, in nanoseconds. The thread serves programs that spin on
+/// memory, maybe on every processor there is: it must not wait for the end of their turns, which take milliseconds.
+const TURN: u64 = 100_000;
+
 /// What others know of the thread.
 #[derive(Debug)]
 pub(super) struct Background {
@@ -78,6 +82,7 @@ pub(super) fn start(device: Arc<Device>) -> io::Result<JoinHandle<()>> {
     let watch = Watch::new(&device)?;
     std::thread::Builder::new().name("rdma-soft".into()).spawn(move || {
         crate::sys::block_signals();
+        crate::sys::short_turns(TURN);
         run(&device, watch);
     })
 }
