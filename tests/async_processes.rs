@@ -14,14 +14,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use rdma_async::{Config, Ended, Listener, OperationError, RcConnection, WaitMode, connect};
-use rdma_core::qp::transport::Rc;
+use rdma_async::{Config, Connected, Ended, Listener, OperationError, RcConnection, WaitMode, connect};
+use rdma_core::qp::transport::{Rc, Uc};
 use tokio::task::JoinSet;
 
 const ROLE: &str = "RDMA_TEST_ROLE";
 
 fn config(mode: WaitMode) -> Config<Rc> {
     Config::rc().wait_mode(mode).keep_alive(Some(Duration::from_millis(300)))
+}
+
+/// As `config`, without acknowledgements.
+fn unreliable(mode: WaitMode) -> Config<Uc> {
+    Config::uc().wait_mode(mode).keep_alive(Some(Duration::from_millis(300)))
 }
 
 /// A process of this program; killed when dropped.
@@ -72,8 +77,15 @@ impl Drop for Peer {
 
 /// The peer's side: serves one connection as `role` says until it ends.
 async fn serve(role: &str) {
+    match role.strip_prefix("unreliable ") {
+        Some(role) => serve_over(role, &unreliable(WaitMode::Adaptive)).await,
+        None => serve_over(role, &config(WaitMode::Adaptive)).await,
+    }
+}
+
+async fn serve_over<T: Connected>(role: &str, config: &Config<T>) {
     let domain = common::domain();
-    let listener = Listener::bind("127.0.0.1:0", &domain, &config(WaitMode::Adaptive)).await.unwrap();
+    let listener = Listener::bind("127.0.0.1:0", &domain, config).await.unwrap();
     println!("{}", listener.local_addr());
     let connection = listener.accept().await.unwrap();
     match role {
@@ -117,6 +129,44 @@ async fn a_sender_killed_while_the_receiver_only_waits(mode: WaitMode) {
     assert!(matches!(&error, OperationError::Ended(Ended::PeerLost { .. })), "{error}");
     assert!(after < Duration::from_secs(2), "noticed after {after:?}");
     println!("  {mode:?}: after {after:?}: {error}");
+}
+
+/// What a peer over UC is lost by, though nothing is acknowledged: on a side that only receives, and on one that only sends.
+async fn an_unreliable_peer_that_stops_or_dies(mode: WaitMode) {
+    let domain = common::domain();
+    for dies in [false, true] {
+        for receives in [true, false] {
+            let (mut peer, address) =
+                Peer::start(if receives { "unreliable talk" } else { "unreliable listen" });
+            let connection = connect(address, &domain, &unreliable(mode)).await.unwrap();
+            // A live peer answers, however long nothing else happens.
+            let quiet = tokio::time::timeout(Duration::from_secs(2), connection.until_ended());
+            assert!(quiet.await.is_err());
+            if dies {
+                peer.kill();
+            } else {
+                peer.stop();
+            }
+            let start = Instant::now();
+            let ended = async {
+                loop {
+                    let result = if receives {
+                        connection.recv().await.map(drop)
+                    } else {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        connection.send(Bytes::from_static(b"tick")).await.0
+                    };
+                    if let Err(error) = result {
+                        return error;
+                    }
+                }
+            };
+            let error =
+                tokio::time::timeout(Duration::from_secs(20), ended).await.expect("nothing is noticed");
+            assert!(matches!(&error, OperationError::Ended(Ended::PeerLost { .. })), "{error}");
+            println!("  {mode:?}: after {:?}: {error}", start.elapsed());
+        }
+    }
 }
 
 async fn a_server_killed_under_load(mode: WaitMode) {
@@ -266,6 +316,7 @@ fn main() {
     }
     tests! {
         a_sender_killed_while_the_receiver_only_waits
+        an_unreliable_peer_that_stops_or_dies
         a_server_killed_under_load
         a_peer_that_hangs_while_this_side_only_waits
         a_peer_that_hangs_under_load

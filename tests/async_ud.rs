@@ -100,3 +100,18 @@ async fn more_sends_than_the_queue_holds_wait_their_turn() {
         done.unwrap();
     }
 }
+
+#[tokio::test]
+async fn immediate_data() {
+    let domain = common::domain();
+    let (a, b) = (endpoint(&domain, WaitMode::Event), endpoint(&domain, WaitMode::Event));
+    a.send_to_with_imm(Bytes::from_static(b"x"), &b.address(), 0x0102_0304).await.0.unwrap();
+    let datagram = timeout(LIMIT, b.recv_from()).await.unwrap().unwrap();
+    assert_eq!(
+        (&datagram[..], datagram.imm(), datagram.sender()),
+        (&b"x"[..], Some(0x0102_0304), a.address())
+    );
+    let (sent, received) = (a.counters(), b.counters());
+    assert_eq!((sent.posted, sent.completed, sent.failed), (1, 1, 0));
+    assert_eq!((received.received, received.unreadable), (1, 0));
+}

@@ -1,10 +1,18 @@
 //! What connections of a process share: an open device, a protection domain, a completion channel and its task.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rdma_core::{Context, Device, Error, ProtectionDomain};
 
-use crate::{driver::Driver, pool::BufferPool, queue::CompletionQueue, wait::WaitMode};
+use crate::{
+    driver::Driver,
+    events::{Events, Watchman},
+    lane::Watched,
+    pool::{BufferPool, Registry},
+    pools::BufferPools,
+    queue::CompletionQueue,
+    wait::WaitMode,
+};
 
 /// An open device with a protection domain, ready for futures.
 ///
@@ -19,6 +27,8 @@ pub struct Domain {
 struct Shared {
     pd: ProtectionDomain,
     driver: Arc<Driver>,
+    watchman: Watchman,
+    pools: Arc<Registry>,
 }
 
 impl Domain {
@@ -48,7 +58,8 @@ impl Domain {
     pub fn new(context: &Context) -> Result<Domain, Error> {
         let pd = context.protection_domain()?;
         let driver = Driver::spawn(context)?;
-        Ok(Domain { shared: Arc::new(Shared { pd, driver }) })
+        let watchman = Watchman::spawn(context);
+        Ok(Domain { shared: Arc::new(Shared { pd, driver, watchman, pools: Arc::default() }) })
     }
 
     /// The open device.
@@ -72,6 +83,17 @@ impl Domain {
         self.shared.driver.completion_queue(depth, mode)
     }
 
+    /// The device's asynchronous events from now on. The domain reads them all: what else reads those of
+    /// [`context`](Domain::context) takes them away.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        self.shared.watchman.subscribe()
+    }
+
+    pub(crate) fn watch(&self, qp_num: u32, pair: Weak<dyn Watched>) {
+        self.shared.watchman.watch(qp_num, pair);
+    }
+
     /// A pool of `count` buffers of at least `size` bytes.
     ///
     /// # Errors
@@ -82,6 +104,19 @@ impl Domain {
     ///
     /// If `count` is 0.
     pub fn buffer_pool(&self, count: usize, size: usize) -> Result<BufferPool, Error> {
-        BufferPool::new(&self.shared.pd, count, size)
+        BufferPool::found_in(&self.shared.pd, count, size, Some(&self.shared.pools))
+    }
+
+    /// Pools of several sizes: of each pair, a number of buffers of at least so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// See [`BufferPool::new`].
+    ///
+    /// # Panics
+    ///
+    /// If a number of buffers is 0.
+    pub fn buffer_pools(&self, classes: &[(usize, usize)]) -> Result<BufferPools, Error> {
+        BufferPools::new(classes, |count, size| self.buffer_pool(count, size))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 
-use rdma_core::{CompletionChannel, Error};
+use rdma_core::{AsyncEvents, CompletionChannel, Error};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// An object whose descriptor is open and the same for as long as it lives. Only this module says of what that holds.
@@ -11,6 +11,9 @@ pub(crate) trait Stable: AsRawFd {}
 
 // `ibv_comp_channel.fd` is set at creation and closed with the channel, which the handle keeps alive.
 impl Stable for CompletionChannel {}
+
+// `ibv_context.async_fd` is opened and closed with the context, which the handle keeps alive.
+impl Stable for AsyncEvents {}
 
 /// Registers `object` with the current runtime.
 ///

@@ -1,6 +1,11 @@
 //! One queue pair as futures see it: who waits for what was posted, and what arrived.
 
-use std::{collections::VecDeque, fmt, sync::Arc, task::Waker};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Weak},
+    task::Waker,
+};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -8,6 +13,7 @@ use rdma_core::{
     Buffer, Completion, CompletionError, QueuePair, RecvRequest, Success, WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
+use tokio::sync::Notify;
 
 use crate::{
     counters::{ConnectionCounters, Errors},
@@ -16,6 +22,7 @@ use crate::{
     pool::BufferPool,
     queue::CompletionQueue,
     reader::{self, Deliver, Key, Later, Registered},
+    trace,
 };
 
 /// What arrives at a queue pair of a transport.
@@ -58,6 +65,14 @@ pub(crate) struct Lane<T: Carries> {
 #[derive(Debug)]
 struct Shared<T: Carries> {
     state: Mutex<State<T>>,
+    /// Notified when `State::ended` is set.
+    end: Notify,
+}
+
+/// A queue pair that can be ended, whatever its transport.
+pub(crate) trait Watched: Send + Sync {
+    /// Flushes what is in flight, and refuses what is posted later. The first reason counts.
+    fn end(&self, reason: Ended);
 }
 
 /// What is under a lane's lock.
@@ -169,6 +184,7 @@ impl<T: Carries> Lane<T> {
                 counters: ConnectionCounters::default(),
                 errors: Errors::default(),
             }),
+            end: Notify::new(),
         });
         let key = queue.shared.add_lane(Arc::clone(&shared) as Arc<dyn Deliver>);
         Lane { queue: queue.clone(), pool, key, shared }
@@ -240,6 +256,33 @@ impl<T: Carries> Lane<T> {
         }
     }
 
+    /// Why nothing is posted any more, if so.
+    pub(crate) fn why_ended(&self) -> Option<Ended> {
+        self.lock().ended.clone()
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn until_ended(&self) -> Ended {
+        loop {
+            let mut end = std::pin::pin!(self.shared.end.notified());
+            end.as_mut().enable();
+            if let Some(reason) = self.why_ended() {
+                return reason;
+            }
+            end.await;
+        }
+    }
+
+    /// See [`Watched::end`].
+    pub(crate) fn end(&self, reason: Ended) {
+        self.shared.end(reason);
+    }
+
+    /// For whoever watches over it.
+    pub(crate) fn watched(&self) -> Weak<dyn Watched> {
+        Arc::downgrade(&self.shared) as Weak<dyn Watched>
+    }
+
     /// The queue pair, to be destroyed outside of the lock.
     pub(crate) fn take_qp(&self) -> Option<QueuePair<T, Rts>> {
         self.lock().qp.take()
@@ -274,6 +317,28 @@ impl<T: Carries> Drop for Lane<T> {
         // What was in flight is read once more, so that its buffers come home. A queue that cannot be read keeps them until it goes.
         let _ = self.queue.shared.dispatch();
         self.queue.shared.remove_lane(self.key);
+    }
+}
+
+impl<T: Carries> Watched for Shared<T> {
+    fn end(&self, reason: Ended) {
+        let mut state = self.state.lock();
+        if state.ended.is_some() {
+            return;
+        }
+        if let Some(qp) = &state.qp {
+            trace::ended(qp.num(), &reason);
+            if let Err(error) = qp.abort() {
+                // It is destroyed when operations do not end.
+                trace::abort_failed(qp.num(), &error);
+            }
+        }
+        state.ended = Some(reason);
+        let State { senders, receivers, .. } = &mut *state;
+        let waiting: Vec<_> = senders.all().chain(receivers.all()).collect();
+        drop(state);
+        waiting.into_iter().for_each(Waker::wake);
+        self.end.notify_waiters();
     }
 }
 
@@ -374,11 +439,6 @@ impl<T: Carries> State<T> {
     #[cold]
     pub(crate) fn gone(&self) -> OperationError {
         self.ended.clone().unwrap_or(Ended::Closed).into()
-    }
-
-    /// The wakers of all who stand in line, to be called.
-    pub(crate) fn all_in_line(&mut self) -> Vec<Waker> {
-        self.senders.all().chain(self.receivers.all()).collect()
     }
 
     // ---- operations ----

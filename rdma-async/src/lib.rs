@@ -37,10 +37,19 @@
 //! | open a device | [`Domain`] |
 //! | connect two processes | [`Listener`], [`connect`], [`connect_over`], [`Config`] |
 //! | send, receive, write, read | [`Connection`], [`Message`], [`Source`] |
-//! | get registered memory | [`BufferPool`], [`Connection::pool`] |
+//! | get registered memory | [`BufferPool`], [`BufferPools`], [`Connection::pool`] |
 //! | choose between latency and processor time | [`WaitMode`], [`CompletionQueue`] |
+//! | hear what the device reports | [`Domain::events`] |
 //! | know why something failed | [`OperationError`], [`Ended`], [`ConnectError`] |
 //! | exchange other data between peers | [`exchange`] |
+//!
+//! # Features
+//!
+//! * `tracing`: spans of the exchange and of a connection's life, and a word on what no caller can be told.
+//! * `metrics`: counters of every connection, published each second: `rdma_async_posted`, `_completed`, `_failed`, `_receives_posted`,
+//!   `_received`, `_keep_alives`, `_spins`, `_sleeps`, `_arms`, `_events` by `qp`, and `_errors` by `qp` and `status`.
+//!
+//! Both cost an operation nothing.
 //!
 //! # Cancelling
 //!
@@ -59,6 +68,7 @@ mod datagram;
 mod domain;
 mod driver;
 mod error;
+mod events;
 pub mod exchange;
 mod fd;
 mod lane;
@@ -66,6 +76,8 @@ mod line;
 mod message;
 mod operate;
 mod pool;
+mod pools;
+mod publish;
 mod queue;
 mod reader;
 mod receive;
@@ -80,8 +92,10 @@ pub use counters::{ConnectionCounters, QueueCounters, UdCounters};
 pub use datagram::{Datagram, UdAddress, UdConfig, UdEndpoint};
 pub use domain::Domain;
 pub use error::{ConnectError, Ended, OperationError};
+pub use events::Events;
 pub use message::Message;
 pub use pool::BufferPool;
+pub use pools::BufferPools;
 pub use queue::CompletionQueue;
 pub use source::{Source, Target};
 pub use wait::{BUSY_TURN, MAX_SPIN, WaitMode};

@@ -1,17 +1,18 @@
 //! Registered buffers of one size that come back by themselves.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
 };
 
 use bytes::Bytes;
 use crossbeam_utils::atomic::AtomicCell;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rdma_core::{Buffer, BufferHome, Error, IdleBuffer, Payload, ProtectionDomain, RegionRef};
 use tokio::sync::Notify;
 
@@ -34,6 +35,24 @@ struct Handle {
     domain: ProtectionDomain,
     region: RegionRef,
     buffer_size: usize,
+    /// Where it is found by address, and its own.
+    found_in: Option<(Arc<Registry>, usize)>,
+}
+
+/// The live pools of a domain, by address: `Bytes` that lie in one of them are sent as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Registry(RwLock<BTreeMap<usize, Weak<Handle>>>);
+
+impl Registry {
+    /// The region that `bytes` lie in.
+    fn find(&self, bytes: &[u8]) -> Option<RegionRef> {
+        let pools = self.0.read();
+        let (_, pool) = pools.range(..=bytes.as_ptr().addr()).next_back()?;
+        let pool = pool.upgrade();
+        drop(pools);
+        let region = pool?.region.clone();
+        region.contains(bytes).then_some(region)
+    }
 }
 
 struct Home {
@@ -65,6 +84,16 @@ impl BufferPool {
     ///
     /// If `count` is 0.
     pub fn new(domain: &ProtectionDomain, count: usize, size: usize) -> Result<BufferPool, Error> {
+        BufferPool::found_in(domain, count, size, None)
+    }
+
+    /// One that others of the same domain find.
+    pub(crate) fn found_in(
+        domain: &ProtectionDomain,
+        count: usize,
+        size: usize,
+        registry: Option<&Arc<Registry>>,
+    ) -> Result<BufferPool, Error> {
         assert!(count > 0, "a pool of no buffers");
         let buffer_size = size.max(1).next_multiple_of(ALIGNMENT);
         let home = Arc::new(Home {
@@ -79,10 +108,15 @@ impl BufferPool {
         // Handed out and dropped at once, each buffer finds its way home.
         let mut buffers = memory.into_homed(buffer_size, home_of_buffers).map(IdleBuffer::into_buffer);
         let Some(first) = buffers.next() else { unreachable!("a region of {count} buffers has a first one") };
-        let region = first.region();
+        let (region, address) = (first.region(), first.as_ptr().addr());
         drop(first);
         buffers.for_each(drop);
-        Ok(BufferPool { handle: Arc::new(Handle { home, domain: domain.clone(), region, buffer_size }) })
+        let found_in = registry.map(|registry| (Arc::clone(registry), address));
+        let handle = Arc::new(Handle { home, domain: domain.clone(), region, buffer_size, found_in });
+        if let Some(registry) = registry {
+            registry.0.write().insert(address, Arc::downgrade(&handle));
+        }
+        Ok(BufferPool { handle })
     }
 
     /// A buffer if one is idle. It shows all of its [`buffer_size`](BufferPool::buffer_size) bytes, with what they
@@ -145,9 +179,14 @@ impl BufferPool {
         &self.handle.domain
     }
 
-    /// `bytes` as they are, if they lie in memory of this pool.
+    /// `bytes` as they are, if they lie in memory of this pool, or of another one of its domain.
     pub(crate) fn payload(&self, bytes: &Bytes) -> Option<Payload<'static>> {
-        Payload::bytes(bytes.clone(), &self.handle.region)
+        let Handle { region, found_in, .. } = &*self.handle;
+        if region.contains(bytes) {
+            return Payload::bytes(bytes.clone(), region);
+        }
+        let region = found_in.as_ref()?.0.find(bytes)?;
+        Payload::bytes(bytes.clone(), &region)
     }
 }
 
@@ -201,6 +240,10 @@ impl BufferHome for Home {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        // Its memory lives on as long as the region does, so no other pool can have this address by now.
+        if let Some((registry, address)) = &self.found_in {
+            registry.0.write().remove(address);
+        }
         self.home.special.fetch_or(CLOSED, SeqCst);
         self.home.clear();
     }

@@ -8,7 +8,7 @@ use crate::{message::Message, pool::BufferPool};
 /// What an operation sends: a [`Buffer`], a list of buffers that are gathered (`[Buffer; N]`, `Vec<Buffer>`), a
 /// [`Message`], a [`SharedSlice`], or [`Bytes`]. It comes back with the result. Sealed.
 ///
-/// Nothing is copied, with one exception: [`Bytes`] that do not lie in the connection's pool are not registered, and are
+/// Nothing is copied, with one exception: [`Bytes`] that lie in no live pool of the connection's domain are not registered, and are
 /// copied into a buffer of it (or, when they are too long for one, into memory registered for them alone).
 pub trait Source: sealed::Source {}
 

@@ -154,7 +154,14 @@ impl<T> Config<T> {
     }
 
     /// How long the connection may be idle before it looks whether the peer still answers; 5 s unless set, `None` for
-    /// never. On RC the look is an RDMA write of no bytes.
+    /// never.
+    ///
+    /// On RC the look is an RDMA write of no bytes, which the peer's device acknowledges: a peer that is gone is noticed, whether it was
+    /// killed, stopped or cut off, when the device gives up repeating it (about 4 s with the library's timeouts); a stopped process whose
+    /// device lives on, as hardware does, is not, and need not be. On UC nothing is acknowledged, so the look is a byte on the exchange's
+    /// stream, which the peer's process answers: one that was killed, stopped or cut off is noticed at the latest after four intervals, by a
+    /// side that only receives and by one that only sends. What UC does not notice is a path that fails for RDMA alone, while the stream goes
+    /// on: messages are lost then, and nobody is told.
     pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
         self.keep_alive = interval;
         self

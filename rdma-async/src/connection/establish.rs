@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{Config, Connection, Peer, link::Link, transport::Connected, watch::watch};
-use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane};
+use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane, trace};
 
 /// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,7 +64,7 @@ pub async fn connect_over<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin
     domain: &Domain,
     config: &Config<T>,
 ) -> Result<Connection<T>, ConnectError> {
-    establish(stream, None, domain, config).await
+    trace::establishing(T::NAME, establish(stream, None, domain, config)).await
 }
 
 pub(super) async fn over_tcp<T: Connected>(
@@ -75,7 +75,7 @@ pub(super) async fn over_tcp<T: Connected>(
     let peer = stream.peer_addr().ok();
     prepare(&stream, config.keep_alive)
         .map_err(|source| ConnectError::Stream { verb: "set options of", source })?;
-    establish(stream, peer, domain, config).await
+    trace::establishing(T::NAME, establish(stream, peer, domain, config)).await
 }
 
 /// No delays, and an end when the peer's machine is gone without a word.
@@ -127,7 +127,9 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     let answer = exchange.swap::<Ready, Ready>(&ready).await;
     let link = Arc::new(connected?);
     answer.map_err(failed)?.map_err(refused)?;
-    let watcher = tokio::spawn(watch(Arc::clone(&link), exchange.into_inner(), config.keep_alive));
+    domain.watch(link.qp_num, link.lane.watched());
+    let watcher = watch(Arc::clone(&link), exchange.into_inner(), config.keep_alive);
+    let watcher = tokio::spawn(trace::watching(link.qp_num, watcher));
     let peer = Peer {
         address,
         message_size: usize::try_from(theirs.message_size).unwrap_or(usize::MAX),

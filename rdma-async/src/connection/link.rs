@@ -2,25 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use rdma_core::{CompletionError, Error, QueuePair, RemoteSlice, Status, WorkRequest, qp::state::Rts};
-use tokio::sync::Notify;
-
 use super::transport::Connected;
 use crate::{
     counters::ConnectionCounters,
     error::{Ended, OperationError},
     lane::Lane,
     operate::{Operate, Owner},
+    publish::Snapshot,
     receive::Receiver,
-    trace,
 };
+use rdma_core::{CompletionError, Error, QueuePair, RemoteSlice, Status, WorkRequest, qp::state::Rts};
 
 #[derive(Debug)]
 pub(super) struct Link<T: Connected> {
     pub(super) qp_num: u32,
     pub(super) lane: Lane<T>,
-    /// Notified when the connection ended.
-    end: Notify,
 }
 
 impl<T: Connected> Link<T> {
@@ -28,44 +24,7 @@ impl<T: Connected> Link<T> {
     pub(super) fn new(qp: QueuePair<T, Rts>, lane: Lane<T>) -> Self {
         let qp_num = qp.num();
         lane.lock().qp = Some(qp);
-        Link { qp_num, lane, end: Notify::new() }
-    }
-
-    /// Why the connection ended, if it did.
-    pub(super) fn why_ended(&self) -> Option<Ended> {
-        self.lane.lock().ended.clone()
-    }
-
-    /// Waits until the connection ended.
-    pub(super) async fn until_ended(&self) -> Ended {
-        loop {
-            let mut end = std::pin::pin!(self.end.notified());
-            end.as_mut().enable();
-            if let Some(reason) = self.why_ended() {
-                return reason;
-            }
-            end.await;
-        }
-    }
-
-    /// Ends the connection: what is in flight is flushed, what is posted later refused. The first reason counts.
-    pub(super) fn end(&self, reason: Ended) {
-        let mut state = self.lane.lock();
-        if state.ended.is_some() {
-            return;
-        }
-        trace::connection_ended(self.qp_num, &reason);
-        state.ended = Some(reason);
-        if let Some(qp) = &state.qp
-            && let Err(error) = qp.abort()
-        {
-            // The watcher destroys the pair when operations do not end.
-            trace::abort_failed(self.qp_num, &error);
-        }
-        let waiting = state.all_in_line();
-        drop(state);
-        waiting.into_iter().for_each(std::task::Waker::wake);
-        self.end.notify_waiters();
+        Link { qp_num, lane }
     }
 
     /// An RDMA write of no bytes: it changes nothing at the peer, its key is not looked at (IBTA vol. 1, 9.7.4.1.5), but on RC it is
@@ -104,6 +63,15 @@ impl<T: Connected> Link<T> {
         is_idle
     }
 
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            qp_num: self.qp_num,
+            connection: self.counters(),
+            errors: self.errors_by_status(),
+            queue: self.lane.queue.counters(),
+        }
+    }
+
     pub(super) fn errors_by_status(&self) -> Vec<(Status, u64)> {
         self.lane.lock().errors.list()
     }
@@ -120,23 +88,23 @@ impl<T: Connected> Owner for Link<T> {
     /// It ends the connection, unless it is a consequence of that.
     fn failed(&self, error: CompletionError) -> OperationError {
         if error.is_flush()
-            && let Some(reason) = self.why_ended()
+            && let Some(reason) = self.lane.why_ended()
         {
             return reason.into();
         }
-        self.end(Ended::Failed(error.clone()));
+        self.lane.end(Ended::Failed(error.clone()));
         error.into()
     }
 
     fn unreadable(&self, error: &Error) -> OperationError {
         let reason = Ended::Queue { reason: error.to_string() };
-        self.end(reason.clone());
+        self.lane.end(reason.clone());
         reason.into()
     }
 }
 
 impl<T: Connected> Receiver for Link<T> {
     async fn ended(&self) -> OperationError {
-        self.until_ended().await.into()
+        self.lane.until_ended().await.into()
     }
 }

@@ -234,7 +234,7 @@ impl<T: Connected> Connection<T> {
         match tokio::time::timeout(limit, &mut operation).await {
             Ok(output) => output,
             Err(_) => {
-                self.link.end(Ended::Deadline { limit });
+                self.link.lane.end(Ended::Deadline { limit });
                 operation.await
             }
         }
@@ -253,7 +253,7 @@ impl<T: Connected> Connection<T> {
     /// A dropped call leaves the connection open or closed, depending on how far it came.
     pub async fn close(&self) -> Result<(), OperationError> {
         let idle = self.link.lane.lock().sends_in_flight() == 0;
-        let result = match self.link.why_ended() {
+        let result = match self.link.lane.why_ended() {
             Some(Ended::Closed | Ended::ClosedByPeer) => Ok(()),
             Some(reason) => Err(reason.into()),
             // A send queue completes in order: when this is done, so is what was posted before.
@@ -263,7 +263,7 @@ impl<T: Connected> Connection<T> {
                 result => result,
             },
         };
-        self.link.end(Ended::Closed);
+        self.link.lane.end(Ended::Closed);
         if let Some(watcher) = self.watcher.lock().await.take() {
             // It ends by itself in bounded time; a runtime that shuts down may cancel it.
             let _ = watcher.await;
@@ -273,13 +273,14 @@ impl<T: Connected> Connection<T> {
 
     /// Ends the connection now: what is in flight resolves with [`Ended::Closed`].
     pub fn abort(&self) {
-        self.link.end(Ended::Closed);
+        self.link.lane.end(Ended::Closed);
     }
 
-    /// Why the connection ended; `None` while it is healthy.
+    /// Its health: why it ended, or `None` while nothing is wrong. An error completion, the peer's end and an asynchronous event that is
+    /// fatal to the queue pair all end it.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {
-        self.link.why_ended()
+        self.link.lane.why_ended()
     }
 
     /// Waits until the connection ended.
@@ -288,7 +289,7 @@ impl<T: Connected> Connection<T> {
     ///
     /// Cancel safe.
     pub async fn until_ended(&self) -> Ended {
-        self.link.until_ended().await
+        self.link.lane.until_ended().await
     }
 
     /// The pool that messages are received into; its spare buffers are for sending.
@@ -371,6 +372,6 @@ impl<T: Connected> Connection<T> {
 
 impl<T: Connected> Drop for Connection<T> {
     fn drop(&mut self) {
-        self.link.end(Ended::Closed);
+        self.link.lane.end(Ended::Closed);
     }
 }

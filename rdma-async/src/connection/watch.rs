@@ -2,13 +2,23 @@
 
 use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::Instant,
+};
 
 use super::{link::Link, transport::Connected};
-use crate::error::Ended;
+use crate::{error::Ended, publish};
 
 /// Says on the stream that the connection is being closed on purpose.
 const GOODBYE: u8 = b'B';
+
+/// On the stream of a transport without acknowledgements: asks whether the peer still runs, which answers with `HERE`.
+const THERE: u8 = b'?';
+const HERE: u8 = b'!';
+
+/// Questions without an answer until the peer counts as lost.
+const UNANSWERED: u32 = 3;
 
 /// How long the end of a connection may take: the word to the peer, then the flush of what is in flight.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -22,13 +32,14 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reason = tokio::select! {
         biased;
-        reason = link.until_ended() => reason,
-        reason = farewell(&mut reader) => reason,
+        reason = link.lane.until_ended() => reason,
+        reason = converse(&mut reader, &mut writer, keep_alive.filter(|_| !T::RELIABLE)) => reason,
         never = probe_when_idle(&link, keep_alive) => match never {},
+        never = publish::regularly(|| link.snapshot()) => match never {},
     };
     // What the peer sent before it left is received first.
     while matches!(link.lane.queue.shared.dispatch(), Ok(1..)) {}
-    link.end(reason);
+    link.lane.end(reason);
     let _ = tokio::time::timeout(PATIENCE, async {
         writer.write_all(&[GOODBYE]).await?;
         writer.shutdown().await
@@ -36,20 +47,55 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
     .await;
     drop((reader, writer));
     link.settle(PATIENCE).await;
+    publish::now(&link.snapshot());
 }
 
-/// What the end of the peer's side of the stream says.
-async fn farewell(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
-    let mut byte = [0];
-    match reader.read(&mut byte).await {
-        Ok(0) => Ended::PeerLost {
-            reason: "its process ended or was killed (the stream to it closed without the goodbye of a connection that is closed)".into(),
-        },
-        Ok(_) if byte == [GOODBYE] => Ended::ClosedByPeer,
-        Ok(_) => {
-            Ended::PeerLost { reason: format!("it sent {:#04x} where only a goodbye may come", byte[0]) }
+/// Listens to the peer's side of the stream until its end, which says why the connection ended; answers the peer's questions, and asks one
+/// every `interval`.
+async fn converse(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    interval: Option<Duration>,
+) -> Ended {
+    let lost = |reason: String| Ended::PeerLost { reason };
+    let mut unanswered = 0;
+    let mut next = interval.map(|interval| Instant::now() + interval);
+    loop {
+        let mut byte = [0];
+        let due = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => pending().await,
+            }
+        };
+        let word = tokio::select! {
+            biased;
+            read = reader.read(&mut byte) => match (read, byte) {
+                (Ok(0), _) => return lost("its process ended or was killed (the stream to it closed without the goodbye of a connection that is closed)".into()),
+                (Ok(_), [GOODBYE]) => return Ended::ClosedByPeer,
+                (Ok(_), [THERE]) => HERE,
+                (Ok(_), [HERE]) => {
+                    unanswered = 0;
+                    continue;
+                }
+                (Ok(_), [byte]) => return lost(format!("it sent {byte:#04x} where only a goodbye may come")),
+                (Err(error), _) => return lost(format!("the stream to it failed: {error}")),
+            },
+            () = due => {
+                if unanswered == UNANSWERED {
+                    return lost(format!("it has left {UNANSWERED} questions on the stream to it unanswered: it is stopped, or the network between is gone"));
+                }
+                unanswered += 1;
+                next = interval.map(|interval| Instant::now() + interval);
+                THERE
+            }
+        };
+        // A peer that reads nothing cannot hold up more than that.
+        match tokio::time::timeout(PATIENCE, writer.write_all(&[word])).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return lost(format!("the stream to it failed: {error}")),
+            Err(_) => return lost("it reads nothing from the stream to it".into()),
         }
-        Err(error) => Ended::PeerLost { reason: format!("the stream to it failed: {error}") },
     }
 }
 

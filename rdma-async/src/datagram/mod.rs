@@ -13,7 +13,6 @@ use rdma_core::{
     Buffer, CompletionError, Error, LinkLayer, Payload, Success, WorkCompletion, WorkRequest,
     qp::transport::{Ud, UdInit, UdRtr, UdRts},
 };
-use tokio::sync::Notify;
 
 pub use address::UdAddress;
 use address::{GRH, Handles};
@@ -87,8 +86,6 @@ impl Default for UdConfig {
 #[derive(Debug)]
 pub struct UdEndpoint {
     lane: Lane<Ud>,
-    /// Notified when the completion queue cannot be read any more.
-    end: Notify,
     domain: Domain,
     address: UdAddress,
     is_roce: bool,
@@ -160,9 +157,9 @@ impl UdEndpoint {
             state.qp = Some(qp);
             state.refill(&lane);
         }
+        domain.watch(address.qp_num, lane.watched());
         Ok(UdEndpoint {
             lane,
-            end: Notify::new(),
             domain: domain.clone(),
             address,
             is_roce: port.link_layer == LinkLayer::Ethernet,
@@ -325,15 +322,16 @@ impl UdEndpoint {
 
     /// Nothing works any more: destroying the queue pair ends what is in flight.
     fn end(&self, reason: Ended) {
-        let mut state = self.lane.lock();
-        state.ended.get_or_insert(reason);
-        let qp = state.qp.take();
-        let waiting = state.all_in_line();
-        drop(state);
-        drop(qp);
+        self.lane.end(reason);
+        drop(self.lane.take_qp());
         let _ = self.lane.queue.shared.dispatch();
-        waiting.into_iter().for_each(std::task::Waker::wake);
-        self.end.notify_waiters();
+    }
+
+    /// Its health: why it ended, or `None` while nothing is wrong. A failed send does not end it; a completion queue that cannot be read and
+    /// an asynchronous event that is fatal to the queue pair do.
+    #[must_use]
+    pub fn ended(&self) -> Option<Ended> {
+        self.lane.why_ended()
     }
 }
 
@@ -346,8 +344,7 @@ impl Owner for UdEndpoint {
     }
 
     fn failed(&self, error: CompletionError) -> OperationError {
-        let ended = self.lane.lock().ended.clone();
-        match ended {
+        match self.lane.why_ended() {
             Some(reason) if error.is_flush() => reason.into(),
             Some(_) => error.into(),
             None => {
@@ -366,14 +363,7 @@ impl Owner for UdEndpoint {
 
 impl Receiver for UdEndpoint {
     async fn ended(&self) -> OperationError {
-        loop {
-            let mut end = std::pin::pin!(self.end.notified());
-            end.as_mut().enable();
-            if let Some(reason) = self.lane.lock().ended.clone() {
-                return reason.into();
-            }
-            end.await;
-        }
+        self.lane.until_ended().await.into()
     }
 }
 
