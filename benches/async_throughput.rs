@@ -1,0 +1,394 @@
+//! 64 queue pairs with 16 echoes of 64 bytes in flight each, on two cores: futures against a synchronous loop with one thread per core,
+//! and against TCP with tokio on the loopback. All in one process, in turns, so that what else the machine does strikes all alike.
+//!
+//! usage: cargo bench --bench async_throughput [-- SECONDS]      of each of five turns; 0.4 unless given
+//!
+//! The device is the built-in one. Both ends are in this process, between which it passes packets directly; with `RDMA_SOFT_LOCAL=wire`
+//! they go through its UDP socket. A message counts when its echo is back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "a benchmark fails by panicking, and its numbers are small"
+)]
+
+use std::{
+    sync::{Arc, Barrier},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use rdma_async::{Config, Domain, RcConnection, WaitMode, connect_over};
+use rdma_core::{
+    Buffer, CompletionQueue, Completions, ConnectOptions, Device, EndpointOptions, Opcode, Provider,
+    QueuePair, RecvRequest, WorkRequest,
+    qp::{state::Rts, transport::Rc},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+    task::JoinSet,
+};
+
+const CORES: usize = 2;
+const PAIRS: usize = 64;
+const IN_FLIGHT: usize = 16;
+const SIZE: usize = 64;
+const TURNS: usize = 5;
+
+/// Nanoseconds from sending a message to its echo.
+type Latencies = Histogram<u64>;
+
+fn latencies() -> Latencies {
+    Histogram::new_with_bounds(1, 60_000_000_000, 2).unwrap()
+}
+
+/// Writes the time into a message.
+fn stamp(message: &mut [u8], epoch: Instant) {
+    let now = u64::try_from(epoch.elapsed().as_nanos()).unwrap();
+    message[..8].copy_from_slice(&now.to_le_bytes());
+}
+
+fn record(latencies: &mut Latencies, message: &[u8], epoch: Instant) {
+    let now = u64::try_from(epoch.elapsed().as_nanos()).unwrap();
+    let sent = u64::from_le_bytes(message[..8].try_into().unwrap());
+    latencies.saturating_record((now - sent).max(1));
+}
+
+fn soft() -> rdma_core::Context {
+    let devices = Device::list().unwrap();
+    devices.into_iter().find(|device| device.provider() == Provider::Soft).unwrap().open().unwrap()
+}
+
+// ---- the synchronous loop ----
+
+/// The pairs of one thread, both sides of each, on one completion queue.
+struct Loop {
+    cq: CompletionQueue,
+    pairs: Vec<Pair>,
+}
+
+struct Pair {
+    client: QueuePair<Rc, Rts>,
+    server: QueuePair<Rc, Rts>,
+    /// Of the client, to send; and of the server, to receive.
+    idle: [Vec<Buffer>; 2],
+    /// Messages that could be sent but for a buffer whose send has not completed.
+    owed: usize,
+}
+
+const CLIENT: u64 = 0;
+const SERVER: u64 = 1;
+
+impl Loop {
+    fn new() -> Loop {
+        let context = soft();
+        let pd = context.protection_domain().unwrap();
+        let depth = u32::try_from(IN_FLIGHT * 2).unwrap();
+        let count = PAIRS / CORES;
+        let cq = context.completion_queue(u32::try_from(count).unwrap() * 4 * depth).build().unwrap();
+        let pairs = (0..count as u64).map(|number| {
+            let pair = || pd.queue_pair::<Rc>(&cq, &cq).max_send(depth).max_recv(depth).build().unwrap();
+            let (client, server) = (pair(), pair());
+            let options = EndpointOptions::default();
+            let (c, s) = (client.endpoint(&options).unwrap(), server.endpoint(&options).unwrap());
+            let options = ConnectOptions::default();
+            let client = client.connect(&c, &s, &options).unwrap();
+            let server = server.connect(&s, &c, &options).unwrap();
+            let mut buffers = pd.allocate(SIZE * IN_FLIGHT * 7).unwrap().into_buffers(SIZE);
+            for (qp, side) in [(&client, CLIENT), (&server, SERVER)] {
+                for buffer in buffers.by_ref().take(IN_FLIGHT * 2) {
+                    qp.post_recv(RecvRequest::new(buffer).id(number * 2 + side)).unwrap();
+                }
+            }
+            let idle = [buffers.by_ref().take(IN_FLIGHT).collect(), buffers.collect()];
+            Pair { client, server, idle, owed: 0 }
+        });
+        let pairs = pairs.collect();
+        Loop { cq, pairs }
+    }
+
+    fn run(&mut self, length: Duration) -> Latencies {
+        let (epoch, mut latencies) = (Instant::now(), latencies());
+        let mut completions = Completions::new();
+        let mut outstanding = 0;
+        for (number, pair) in self.pairs.iter_mut().enumerate() {
+            for mut buffer in std::mem::take(&mut pair.idle[0]) {
+                stamp(&mut buffer, epoch);
+                pair.client.post_send(WorkRequest::send(buffer).id(number as u64 * 2 + CLIENT)).unwrap();
+                outstanding += 1;
+            }
+        }
+        let mut sends = outstanding;
+        let mut goes_on = true;
+        while outstanding > 0 || sends > 0 {
+            goes_on = goes_on && epoch.elapsed() < length;
+            for mut completion in self.cq.poll(&mut completions).unwrap() {
+                completion.result().unwrap();
+                let (id, opcode) = (completion.id(), completion.opcode());
+                let mut buffer = completion.take_buffer().unwrap();
+                let pair = &mut self.pairs[usize::try_from(id / 2).unwrap()];
+                match (opcode, id % 2) {
+                    (Opcode::Recv, SERVER) => {
+                        let next = pair.idle[1].pop().unwrap();
+                        pair.server.post_recv(RecvRequest::new(next).id(id)).unwrap();
+                        pair.server.post_send(WorkRequest::send(buffer).id(id)).unwrap();
+                        sends += 1;
+                    }
+                    (Opcode::Recv, _) => {
+                        record(&mut latencies, &buffer, epoch);
+                        outstanding -= 1;
+                        buffer.set_len(SIZE);
+                        pair.client.post_recv(RecvRequest::new(buffer).id(id)).unwrap();
+                        if goes_on {
+                            outstanding += 1;
+                            match pair.idle[0].pop() {
+                                Some(mut next) => {
+                                    stamp(&mut next, epoch);
+                                    pair.client.post_send(WorkRequest::send(next).id(id)).unwrap();
+                                    sends += 1;
+                                }
+                                None => pair.owed += 1,
+                            }
+                        }
+                    }
+                    (_, SERVER) => {
+                        sends -= 1;
+                        pair.idle[1].push(buffer);
+                    }
+                    _ if pair.owed > 0 => {
+                        pair.owed -= 1;
+                        stamp(&mut buffer, epoch);
+                        pair.client.post_send(WorkRequest::send(buffer).id(id)).unwrap();
+                    }
+                    _ => {
+                        sends -= 1;
+                        pair.idle[0].push(buffer);
+                    }
+                }
+            }
+        }
+        latencies
+    }
+}
+
+/// One thread per core.
+fn synchronous(loops: &mut [Loop], length: Duration) -> Latencies {
+    let start = Barrier::new(loops.len());
+    thread::scope(|scope| {
+        let threads: Vec<_> = loops
+            .iter_mut()
+            .map(|side| {
+                scope.spawn(|| {
+                    start.wait();
+                    side.run(length)
+                })
+            })
+            .collect();
+        let mut all = latencies();
+        threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()).unwrap());
+        all
+    })
+}
+
+// ---- futures ----
+
+async fn connections() -> Vec<(Arc<RcConnection>, Arc<RcConnection>)> {
+    let domain = Domain::new(&soft()).unwrap();
+    let (depth, count) = (IN_FLIGHT * 2, PAIRS / CORES);
+    let depth_of_queue = u32::try_from(count * 4 * (depth + 1)).unwrap();
+    let mut connections = Vec::new();
+    for _ in 0..CORES {
+        let queue = domain.completion_queue(depth_of_queue, WaitMode::Adaptive).unwrap();
+        let config = Config::rc()
+            .completion_queue(&queue)
+            .message_size(SIZE)
+            .send_depth(u32::try_from(depth).unwrap())
+            .receive_depth(u32::try_from(depth).unwrap())
+            .spare_buffers(depth)
+            .keep_alive(None);
+        for _ in 0..count {
+            let (left, right) = tokio::io::duplex(64);
+            let (a, b) =
+                tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+            connections.push((Arc::new(a.unwrap()), Arc::new(b.unwrap())));
+        }
+    }
+    for (_, server) in &connections {
+        for _ in 0..IN_FLIGHT {
+            let server = Arc::clone(server);
+            tokio::spawn(async move {
+                while let Ok(message) = server.recv().await {
+                    if server.send(message).await.0.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    }
+    connections
+}
+
+async fn futures(connections: &[(Arc<RcConnection>, Arc<RcConnection>)], length: Duration) -> Latencies {
+    let epoch = Instant::now();
+    let mut tasks = JoinSet::new();
+    for (client, _) in connections {
+        for _ in 0..IN_FLIGHT {
+            let client = Arc::clone(client);
+            tasks.spawn(async move {
+                let mut latencies = latencies();
+                let mut buffer = client.pool().acquire().await;
+                while epoch.elapsed() < length {
+                    stamp(&mut buffer, epoch);
+                    let (sent, returned) = client.send(buffer).await;
+                    sent.unwrap();
+                    buffer = returned;
+                    record(&mut latencies, &client.recv().await.unwrap(), epoch);
+                }
+                latencies
+            });
+        }
+    }
+    let mut all = latencies();
+    while let Some(task) = tasks.join_next().await {
+        all.add(task.unwrap()).unwrap();
+    }
+    all
+}
+
+// ---- TCP ----
+
+async fn streams() -> Vec<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..PAIRS {
+        let (client, server) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (client, (mut server, _)) = (client.unwrap(), server.unwrap());
+        client.set_nodelay(true).unwrap();
+        server.set_nodelay(true).unwrap();
+        tokio::spawn(async move {
+            let mut bytes = [0; SIZE * IN_FLIGHT];
+            while let Ok(count @ 1..) = server.read(&mut bytes).await {
+                if server.write_all(&bytes[..count]).await.is_err() {
+                    break;
+                }
+            }
+        });
+        streams.push(client);
+    }
+    streams
+}
+
+/// Whatever came in one read is answered with one write, which favours TCP.
+async fn tcp(streams: Vec<TcpStream>, length: Duration) -> (Vec<TcpStream>, Latencies) {
+    let epoch = Instant::now();
+    let mut tasks = JoinSet::new();
+    for mut stream in streams {
+        tasks.spawn(async move {
+            let (mut latencies, mut bytes) = (latencies(), [0; SIZE * IN_FLIGHT]);
+            bytes.chunks_mut(SIZE).for_each(|message| stamp(message, epoch));
+            stream.write_all(&bytes).await.unwrap();
+            let (mut filled, mut outstanding) = (0, IN_FLIGHT);
+            while outstanding > 0 {
+                filled += stream.read(&mut bytes[filled..]).await.unwrap();
+                let whole = filled / SIZE * SIZE;
+                bytes[..whole].chunks(SIZE).for_each(|message| record(&mut latencies, message, epoch));
+                if epoch.elapsed() < length {
+                    bytes[..whole].chunks_mut(SIZE).for_each(|message| stamp(message, epoch));
+                    stream.write_all(&bytes[..whole]).await.unwrap();
+                } else {
+                    outstanding -= whole / SIZE;
+                }
+                bytes.copy_within(whole..filled, 0);
+                filled -= whole;
+            }
+            (stream, latencies)
+        });
+    }
+    let (mut streams, mut all) = (Vec::new(), latencies());
+    while let Some(task) = tasks.join_next().await {
+        let (stream, latencies) = task.unwrap();
+        streams.push(stream);
+        all.add(latencies).unwrap();
+    }
+    (streams, all)
+}
+
+// ---- the table ----
+
+#[derive(Default)]
+struct Row {
+    rates: Vec<f64>,
+    all: Option<Latencies>,
+}
+
+impl Row {
+    fn add(&mut self, (rate, latencies): (f64, Latencies)) {
+        self.rates.push(rate);
+        match &mut self.all {
+            Some(all) => all.add(latencies).unwrap(),
+            None => self.all = Some(latencies),
+        }
+    }
+
+    fn rate(&self) -> f64 {
+        let mut rates = self.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    }
+}
+
+/// Messages per second since `start`.
+fn rate(start: Instant, latencies: Latencies) -> (f64, Latencies) {
+    (latencies.len() as f64 / start.elapsed().as_secs_f64(), latencies)
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(CORES).enable_all().build().unwrap()
+}
+
+fn main() {
+    let seconds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(0.4);
+    let length = Duration::from_secs_f64(seconds);
+    let mut loops: Vec<_> = (0..CORES).map(|_| Loop::new()).collect();
+    let runtime = runtime();
+    let connections = runtime.block_on(connections());
+    let mut streams = runtime.block_on(streams());
+    let rows: &mut [(&str, Row); 3] = &mut [
+        ("synchronous loop", Row::default()),
+        ("futures", Row::default()),
+        ("TCP, tokio", Row::default()),
+    ];
+    // A first turn of all, to warm up, does not count.
+    for turn in 0..=TURNS {
+        let start = Instant::now();
+        let mut results = vec![rate(start, synchronous(&mut loops, length))];
+        let start = Instant::now();
+        results.push(rate(start, runtime.block_on(futures(&connections, length))));
+        let start = Instant::now();
+        let (back, latencies) = runtime.block_on(tcp(streams, length));
+        streams = back;
+        results.push(rate(start, latencies));
+        if turn > 0 {
+            rows.iter_mut().zip(results).for_each(|((_, row), result)| row.add(result));
+        }
+    }
+    println!(
+        "{PAIRS} pairs x {IN_FLIGHT} echoes of {SIZE} bytes in flight, {CORES} cores, median of {TURNS} turns of {seconds} s"
+    );
+    println!("{:<18} {:>12} {:>10} {:>10} {:>8}", "", "echoes/s", "p50 us", "p99 us", "ratio");
+    let first = rows[0].1.rate();
+    for (name, row) in rows {
+        let all = row.all.as_ref().unwrap();
+        let micros = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
+        println!(
+            "{name:<18} {:>12.0} {:>10.1} {:>10.1} {:>8.2}",
+            row.rate(),
+            micros(0.5),
+            micros(0.99),
+            row.rate() / first
+        );
+    }
+}
