@@ -132,7 +132,7 @@ impl Picture for Latency<'_> {
             .margin(16)
             .x_label_area_size(52)
             .y_label_area_size(70)
-            .build_cartesian_2d(Logarithmic::microseconds(first.from, last.to), 0.0..top)?;
+            .build_cartesian_2d(Logarithmic::decimal(first.from, last.to), 0.0..top)?;
         chart
             .configure_mesh()
             .light_line_style(WHITE)
@@ -172,11 +172,14 @@ impl Picture for Bandwidth<'_> {
     where
         B::ErrorType: 'static,
     {
-        let points: Vec<(f64, f64)> = self.points.iter().map(|&(size, rate)| (size as f64, rate)).collect();
+        // A rate that was rounded to nothing has no logarithm.
+        let points: Vec<(f64, f64)> =
+            self.points.iter().map(|&(size, rate)| (size as f64, rate.max(0.01))).collect();
         let (Some(first), Some(last)) = (points.first(), points.last()) else {
             return Err("there is no measurement to plot".into());
         };
-        let top = points.iter().map(|point| point.1).fold(0.0, f64::max) * 1.1;
+        let lowest = points.iter().map(|point| point.1).fold(f64::MAX, f64::min);
+        let highest = points.iter().map(|point| point.1).fold(0.0, f64::max);
 
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(area)
@@ -185,16 +188,19 @@ impl Picture for Bandwidth<'_> {
             .margin_right(28)
             .x_label_area_size(52)
             .y_label_area_size(84)
-            .build_cartesian_2d(Logarithmic::sizes(first.0, last.0), 0.0..top)?;
+            .build_cartesian_2d(
+                Logarithmic::sizes(first.0, last.0),
+                Logarithmic::decimal(lowest / 1.5, highest * 1.5),
+            )?;
         chart
             .configure_mesh()
             .light_line_style(WHITE)
             .label_style((FONT, 15))
             .axis_desc_style((FONT, 16))
             .x_desc("message size, bytes (logarithmic)")
-            .y_desc("bandwidth, MB/s (MB = 2^20 bytes)")
+            .y_desc("bandwidth, MB/s of 2^20 bytes (logarithmic)")
             .x_labels(12)
-            .y_label_formatter(&|rate| short(*rate))
+            .y_labels(16)
             .draw()?;
         chart.draw_series(LineSeries::new(points.iter().copied(), BARS.stroke_width(2)))?;
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, BARS.filled())))?;
@@ -213,12 +219,12 @@ struct Logarithmic {
 }
 
 impl Logarithmic {
-    fn microseconds(from: f64, to: f64) -> Logarithmic {
+    fn decimal(from: f64, to: f64) -> Logarithmic {
         let digits: [&[f64]; 3] = [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0]];
         let decades = from.log10().floor() as i32..=to.log10().ceil() as i32;
         let ticks = |digits: &[f64]| {
             let all = decades.clone().flat_map(|power| digits.iter().map(move |d| d * 10_f64.powi(power)));
-            all.filter(|&us| us >= from && us <= to).collect()
+            all.filter(|&value| value >= from && value <= to).collect()
         };
         Logarithmic { from, to, ticks: digits.into_iter().map(ticks).collect(), name: short }
     }
