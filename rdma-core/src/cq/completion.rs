@@ -59,9 +59,10 @@ impl Opcode {
         }
     }
 
+    /// Of its number, the low three bits.
     #[inline]
-    fn of(tag: u64) -> Opcode {
-        match tag & 7 {
+    pub(crate) fn of(number: u8) -> Opcode {
+        match number & 7 {
             0 => Opcode::Send,
             1 => Opcode::Write,
             2 => Opcode::Read,
@@ -128,7 +129,7 @@ impl WorkCompletion {
     #[must_use]
     #[inline]
     pub fn opcode(&self) -> Opcode {
-        Opcode::of(self.wc.wr_id)
+        Opcode::of(self.wc.wr_id.to_le_bytes()[0])
     }
 
     /// How it ended.

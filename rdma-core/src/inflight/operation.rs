@@ -180,7 +180,7 @@ impl<Q: Deref<Target = WorkQueue>> Operation<Q> {
         // SAFETY: owner of a completed slot.
         let wc = unsafe { slots.take_result(self.slot) };
         // SAFETY: as above.
-        let taken = unsafe { self.queue.take(self.slot, false) };
+        let taken = unsafe { self.queue.take(self.slot, None) };
         // SAFETY: owner, and emptied.
         unsafe { slots.release(self.slot) };
         self.queue.wake_after_release();

@@ -105,8 +105,8 @@ pub(crate) struct PostState {
     /// Where the next slot is looked for. Open while nothing but a slot is needed to post: it has a credit, and no unsignalled
     /// sends are before it.
     pub(crate) cursor: Cursor<SlotPayload>,
-    /// What the posting as simple adds to a slot's word.
-    simple_step: u64,
+    /// What the posting of a plain request, a SEND or a receive, as simple adds to a slot's word.
+    pub(crate) plain_step: u64,
     /// The next work request's position.
     pub(crate) seq: u32,
     /// Unsignalled sends since the last signalled one.
@@ -223,7 +223,8 @@ impl PostState {
         self.cursor.set_open(is_prepaid && self.unsignaled == 0);
     }
 
-    /// Fills a slot with one buffer, and publishes the slot.
+    /// Fills a slot with one buffer, and publishes the slot: `step` is what that adds to its word if it is not owned, then of
+    /// [`Posted::Simple`] with the opcode.
     ///
     /// # Safety
     ///
@@ -234,6 +235,7 @@ impl PostState {
         free: &FreeSlot<'_, SlotPayload>,
         id: u64,
         opcode: Opcode,
+        step: u64,
         buffer: Buffer,
     ) -> WrId {
         let payload = free.payload();
@@ -241,7 +243,7 @@ impl PostState {
             // SAFETY: the poster owns the payload until `publish`; what was there was taken out before the slot was
             // released.
             unsafe { SlotPayload::put_simple(payload, id, buffer) };
-            return free.publish(self.simple_step);
+            return free.publish(step);
         }
         // SAFETY: as above.
         let first = unsafe { SlotPayload::first(payload) };
@@ -309,8 +311,6 @@ pub struct WorkQueue {
     /// 0 while the queue's whole depth is reserved on its completion queue: then a slot is as good as a credit. Else 1,
     /// the credits that a work request holds. Changed with `post` and the completion queue locked.
     unpaid: AtomicU32,
-    /// What simple slots are for.
-    simple: Opcode,
     /// What a completion has to see to besides its slot: 0 in the common case. `WANTED`, and the number of
     /// unsignalled sends in flight times `UNSIGNALED`.
     special: AtomicU32,
@@ -367,7 +367,6 @@ impl WorkQueue {
             slots,
             owner,
             unpaid: AtomicU32::new(u32::from(!owner.is_null())),
-            simple,
             special: AtomicU32::new(0),
             more: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
             max_sge,
@@ -376,7 +375,7 @@ impl WorkQueue {
             post: Mutex::new(PostState {
                 is_prepaid: false,
                 cursor,
-                simple_step: Posted::Simple(simple as u8).step(),
+                plain_step: Posted::Simple(simple as u8).step(),
                 seq: 0,
                 unsignaled: 0,
                 reserved: false,
@@ -556,16 +555,16 @@ impl WorkQueue {
     ///
     /// # Safety
     ///
-    /// The caller owns the slot's payload, and gives it up. `simple` is whether it was posted so.
+    /// The caller owns the slot's payload, and gives it up. `simple` is the opcode of one that was posted so.
     #[inline]
-    pub(crate) unsafe fn take(&self, slot: u32, simple: bool) -> Taken {
+    pub(crate) unsafe fn take(&self, slot: u32, simple: Option<u8>) -> Taken {
         // SAFETY: the caller owns it.
         let payload = unsafe { self.slots.payload(slot) };
-        if simple {
+        if let Some(opcode) = simple {
             // SAFETY: the caller's promise.
             let (id, buffer) = unsafe { SlotPayload::take_simple(payload) };
             let held = HeldList { first: Some(Held::Buffer(buffer)), rest: Vec::new() };
-            return Taken { id, opcode: self.simple, held, keep: None };
+            return Taken { id, opcode: Opcode::of(opcode), held, keep: None };
         }
         // SAFETY: filled before the slot was published.
         let SlotPayload { first, meta } = unsafe { payload.read() };
@@ -655,7 +654,7 @@ impl WorkQueue {
             self.health.note(wc);
         }
         // A simple send has no position: one that does comes between it and unsignalled ones before it.
-        if claim != Claim::Simple && self.special.load(Ordering::Relaxed) >= UNSIGNALED {
+        if !matches!(claim, Claim::Simple(_)) && self.special.load(Ordering::Relaxed) >= UNSIGNALED {
             // SAFETY: claimed.
             let payload = unsafe { self.slots.payload(slot) };
             // SAFETY: filled before it was published.
@@ -670,9 +669,9 @@ impl WorkQueue {
     fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) {
         match claim {
             Claim::Stray => return,
-            Claim::Polled | Claim::Simple => {
+            Claim::Polled | Claim::Simple(_) => {
                 // SAFETY: claimed, and given up.
-                let taken = unsafe { self.take(slot, claim == Claim::Simple) };
+                let taken = unsafe { self.take(slot, claim.simple()) };
                 sink.count(self.unpaid());
                 sink.deliver(WorkCompletion::new(*wc, taken.opcode, &self.health), taken);
                 // SAFETY: claimed, and emptied.
@@ -699,7 +698,7 @@ impl WorkQueue {
     /// Frees a claimed slot nobody waits for; what it held is dropped later, outside of locks.
     fn discard(&self, slot: u32, sink: &mut impl Sink) {
         // SAFETY: claimed by the caller, who gives it up.
-        let taken = unsafe { self.take(slot, false) };
+        let taken = unsafe { self.take(slot, None) };
         for held in taken.held {
             sink.defer(Later::Drop(held));
         }
@@ -791,7 +790,7 @@ impl WorkQueue {
             let _ = unsafe { self.slots.take_result(slot) };
         }
         // SAFETY: claimed, or completed and owned.
-        let taken = unsafe { self.take(slot, claim == Claim::Simple) };
+        let taken = unsafe { self.take(slot, claim.simple()) };
         // SAFETY: emptied.
         unsafe { self.slots.release(slot) };
         Some(taken)

@@ -52,6 +52,7 @@ const ABANDONED: u64 = 8;
 /// A bit that no other state has; the bits below it are the opcode.
 const SIMPLE: u64 = 1 << 5;
 const SIMPLE_LAST: u64 = STATE_MASK;
+const OPCODE_MASK: u8 = 7;
 const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 /// The word of a slot that no work request ever gets: no queue has its index.
 const UNUSED: u64 = u64::MAX;
@@ -192,8 +193,8 @@ impl<P> SimpleSlot<'_, P> {
 pub(crate) enum Claim {
     /// Posted for whoever polls; the caller takes the payload and releases the slot.
     Polled,
-    /// The same, posted as simple.
-    Simple,
+    /// The same, posted as simple, with this opcode.
+    Simple(u8),
     /// An `Operation` waits for it; the caller calls `finish`.
     Owned {
         /// Its waker is registered.
@@ -203,6 +204,16 @@ pub(crate) enum Claim {
     Ignored,
     /// Nothing that is in flight: a stray, repeated or late completion.
     Stray,
+}
+
+impl Claim {
+    /// The opcode of a slot posted as simple.
+    pub(crate) fn simple(self) -> Option<u8> {
+        match self {
+            Claim::Simple(opcode) => Some(opcode),
+            _ => None,
+        }
+    }
 }
 
 /// The slots of one work queue. `P` is what a work request keeps alive, `R` its result.
@@ -477,7 +488,9 @@ impl<P, R> SlotTable<P, R> {
             }
             let (next, claim) = match word & STATE_MASK {
                 POLLED => (CLAIMED, Claim::Polled),
-                SIMPLE..=SIMPLE_LAST => (CLAIMED, Claim::Simple),
+                simple @ SIMPLE..=SIMPLE_LAST => {
+                    (CLAIMED, Claim::Simple(simple.to_le_bytes()[0] & OPCODE_MASK))
+                }
                 SUBMITTED => (COMPLETING, Claim::Owned { waiting: false }),
                 WAITING => (COMPLETING, Claim::Owned { waiting: true }),
                 IGNORED => (CLAIMED, Claim::Ignored),

@@ -90,7 +90,7 @@ fn complete(table: &Table, id: WrId, exclusive: bool) -> u32 {
     }
     match table.claim(id, exclusive) {
         Claim::Stray => 0,
-        Claim::Polled | Claim::Simple | Claim::Ignored => {
+        Claim::Polled | Claim::Simple(_) | Claim::Ignored => {
             take(table);
             1
         }

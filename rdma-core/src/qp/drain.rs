@@ -117,7 +117,7 @@ impl QpInner {
         if self.sq.lock_post().unsignaled() == 0 {
             return true;
         }
-        let mut request = WorkRequest::<T>::plain_send(0, SIGNALED, Payload::empty());
+        let mut request = WorkRequest::<T>::of_parts(0, Action::Send, SIGNALED, Payload::empty());
         if T::RAW == ibv_qp_type::IBV_QPT_UD {
             // Providers look at the address when a request is posted.
             match self.own_address() {

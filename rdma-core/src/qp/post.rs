@@ -14,7 +14,7 @@ use super::refusal::{PostError, PostErrorKind, Refusal};
 use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::cq::Opcode;
-use crate::inflight::{Held, HeldList, Keep, Meta, PostState, SlotPayload, WorkQueue};
+use crate::inflight::{Held, HeldList, Keep, Meta, PostState, Posted, SlotPayload, WorkQueue};
 use crate::mr::{Buffer, RawBuffer, RemoteSlice};
 
 /// A scatter/gather list as the verb takes it.
@@ -257,7 +257,7 @@ impl QpInner {
     ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
         // The compiler sees which it is, and the rest of the request dissolves.
         if !request.is_plain_send() {
-            return self.post_any_send(request, owned);
+            return self.post_other_send(request, owned);
         }
         let (id, flags, buffer) = request.into_plain_send();
         let raw = buffer.into_raw();
@@ -271,7 +271,7 @@ impl QpInner {
         };
         posted.or_else(|refusal| {
             // SAFETY: refused, so it is the caller's again, unless the refusal says otherwise.
-            let request = WorkRequest::plain_send(id, flags, unsafe { refusal.payload(raw) });
+            let request = WorkRequest::of_parts(id, Action::Send, flags, unsafe { refusal.payload(raw) });
             match refusal {
                 Refusal::Busy => self.post_any_send(request, owned),
                 refusal => Err(PostError { kind: refusal.kind("ibv_post_send"), request }),
@@ -302,7 +302,7 @@ impl QpInner {
         // SAFETY: the poster.
         unsafe { request.set_sge(buffer.sge()) };
         // SAFETY: the poster, and it acquired the slot.
-        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Send, buffer) };
+        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Send, post.plain_step, buffer) };
         // SAFETY: the poster.
         let wr = unsafe { request.send(wr_id, flags) };
         let mut bad = MaybeUninit::uninit();
@@ -314,6 +314,60 @@ impl QpInner {
         }
         // Only an operation needs to know.
         Ok(if OWNED { wr_id.slot() } else { 0 })
+    }
+
+    /// Posts one send that is not a plain one; gives its slot. What is of one signalled buffer and keeps nothing else alive
+    /// completes as plain sends do.
+    #[inline(never)]
+    fn post_other_send<'d, T: Transport>(
+        &self,
+        request: WorkRequest<'d, T>,
+        owned: bool,
+    ) -> Result<u32, PostError<WorkRequest<'d, T>>> {
+        let Some(mut sge) = request.single_buffer() else { return self.post_any_send(request, owned) };
+        let queue = &*self.sq;
+        let mut wr = raw_send();
+        let described = request.action.describe(self, &mut wr, u64::from(sge.length), true);
+        let opcode = match described {
+            Ok(opcode) => opcode,
+            Err(kind) => return Err(PostError { kind, request }),
+        };
+        if owned {
+            queue.slots.prepare_owned();
+        }
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        let Some(free) = queue.acquire_plain(post) else {
+            drop(guard);
+            return self.post_any_send(request, owned);
+        };
+        let (id, action, flags, buffer) = request.into_single_buffer();
+        let raw = buffer.into_raw();
+        // SAFETY: just given up; if the post is refused it is the caller's again.
+        let buffer = unsafe { Buffer::from_raw(raw) };
+        let wr_id = if owned {
+            // SAFETY: the poster, and it acquired the slot.
+            unsafe { post.fill_buffer::<true>(&free, id, opcode, 0, buffer) }
+        } else {
+            let step = Posted::Simple(opcode as u8).step();
+            // SAFETY: as above.
+            unsafe { post.fill_buffer::<false>(&free, id, opcode, step, buffer) }
+        };
+        wr.wr_id = wr_id.0;
+        wr.sg_list = &raw mut sge;
+        wr.num_sge = 1;
+        wr.send_flags = flags;
+        let mut bad = MaybeUninit::uninit();
+        // SAFETY: as in `post_buffer`.
+        let code = unsafe { (self.post_send)(self.ptr.as_ptr(), &raw mut wr, bad.as_mut_ptr()) };
+        if code == 0 {
+            return Ok(wr_id.slot());
+        }
+        let refusal = take_back_buffer(queue, post, wr_id.slot(), owned, code);
+        drop(guard);
+        // SAFETY: refused, so it is the caller's again, unless the refusal says otherwise.
+        let request = WorkRequest::of_parts(id, action, flags, unsafe { refusal.payload(raw) });
+        Err(PostError { kind: refusal.kind("ibv_post_send"), request })
     }
 
     /// Posts one send of any kind; gives its slot.

@@ -89,7 +89,7 @@ impl QpInner {
         // SAFETY: the poster.
         unsafe { request.set_sge(buffer.sge()) };
         // SAFETY: the poster, and it acquired the slot.
-        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Recv, buffer) };
+        let wr_id = unsafe { post.fill_buffer::<OWNED>(&free, id, Opcode::Recv, post.plain_step, buffer) };
         // SAFETY: the poster.
         let wr = unsafe { request.recv(wr_id) };
         let mut bad = MaybeUninit::uninit();

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use bytes::Bytes;
-use verbs_sys::ibv_send_flags;
+use verbs_sys::{ibv_send_flags, ibv_sge};
 
 use super::transport::{Atomics, Connected, Datagram, RdmaRead, RdmaWrite, Transport};
 use crate::ah::AddressHandle;
@@ -165,10 +165,32 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
         (id, flags, buffer)
     }
 
-    /// A plain send, again.
+    /// The memory of one signalled buffer, if the request has nothing else that must live until the completion.
+    #[inline]
+    pub(crate) fn single_buffer(&self) -> Option<ibv_sge> {
+        let keeps = matches!(self.action, Action::SendTo { .. } | Action::Bind(_));
+        match &self.payload.data {
+            Data::One(Held::Buffer(buffer))
+                if !keeps && self.flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 =>
+            {
+                Some(buffer.sge())
+            }
+            _ => None,
+        }
+    }
+
+    /// The parts of a request of one buffer.
+    #[inline]
+    pub(crate) fn into_single_buffer(self) -> (u64, Action, u32, Buffer) {
+        let WorkRequest { id, action, flags, payload, .. } = self;
+        let Data::One(Held::Buffer(buffer)) = payload.data else { unreachable!("one buffer") };
+        (id, action, flags, buffer)
+    }
+
+    /// A request, again.
     #[cold]
-    pub(crate) fn plain_send(id: u64, flags: u32, payload: Payload<'d>) -> Self {
-        WorkRequest { id, action: Action::Send, flags, payload, transport: PhantomData }
+    pub(crate) fn of_parts(id: u64, action: Action, flags: u32, payload: Payload<'d>) -> Self {
+        WorkRequest { id, action, flags, payload, transport: PhantomData }
     }
 
     /// SEND: the peer's next receive takes the message.
