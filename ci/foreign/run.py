@@ -146,7 +146,7 @@ def perftest():
                 if verb == "send" or verb == "read":
                     pair(f"{name} -e", base + iterations + ["-e"])
                 if verb != "atomic":
-                    pair(f"{name} -a", base + ["-a", "-n", "1000" if LONG else "20" if measure == "lat" else "100"],
+                    pair(f"{name} -a", base + ["-a", "-n", "200" if LONG else "20" if measure == "lat" else "100"],
                          limit=600 if LONG else 120)
                 if measure == "bw":
                     pair(f"{name} -q 8", base + iterations + ["-q", "8"])
