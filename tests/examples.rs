@@ -3,17 +3,31 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 /// One at a time: each starts processes that poll.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// `cargo test` builds all examples beside the tests.
+/// The program of an example. `cargo test` leaves those out that have tests of their own, and `--test` leaves out all: they are
+/// built here, which costs nothing where they are.
 fn example(name: &str) -> PathBuf {
-    let me = std::env::current_exe().unwrap();
-    let path = me.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is missing: `cargo build --examples` makes it", path.display());
-    path
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let examples = BUILT.get_or_init(|| {
+        // This program is TARGET/PROFILE/deps/NAME, the examples are TARGET/PROFILE/examples/NAME.
+        let me = std::env::current_exe().unwrap();
+        let profile = me.parent().and_then(|deps| deps.parent()).unwrap();
+        let name = profile.file_name().and_then(|name| name.to_str()).unwrap();
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--examples", "--package", env!("CARGO_PKG_NAME")])
+            .args(["--profile", if name == "debug" { "dev" } else { name }])
+            .arg("--target-dir")
+            .arg(profile.parent().unwrap())
+            .status()
+            .unwrap();
+        assert!(status.success(), "the examples do not build");
+        profile.join("examples")
+    });
+    examples.join(name)
 }
 
 fn run(name: &str, arguments: &[&str]) -> Output {
