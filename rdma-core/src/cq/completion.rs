@@ -233,9 +233,12 @@ impl Success<'_> {
         &self.completion.wc
     }
 
+    /// A flag of a receive. `ibv_poll_cq(3)` defines them for no other, and rxe sets the one for immediate data on the send's
+    /// completion too.
     #[inline]
     fn flag(&self, flag: ibv_wc_flags) -> bool {
-        self.completion.wc.wc_flags & flag.0 != 0
+        let is_receive = self.completion.wc.opcode.0 & ibv_wc_opcode::IBV_WC_RECV.0 != 0;
+        is_receive && self.completion.wc.wc_flags & flag.0 != 0
     }
 
     /// When the device completed it, by the clock that the completion queue was created with; `None` unless
