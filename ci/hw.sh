@@ -52,7 +52,7 @@ for kind in test example bin; do
 done
 
 step "copying them to $peer"
-folder=$(there mktemp -d /tmp/rdma-hw.XXXXXX)
+folder=$(there mktemp -d)
 trap 'there rm -rf "$folder"' EXIT
 tar -C "$out" -cf - bin | there "tar -C $folder -xf -"
 

@@ -115,6 +115,20 @@ fn point_07_failed_polls_are_errors() {
     drop(operation);
 }
 
+/// Of a pair that is destroyed, what was in flight comes back though its queue cannot be read; then the error is told again.
+#[test]
+fn point_07_what_a_pair_left_comes_back_from_a_queue_that_fails() {
+    let rig = rig();
+    rig.qp.post_recv(RecvRequest::new(rig.buffer()).id(5)).unwrap();
+    let Rig { cq, qp, evil, .. } = rig;
+    evil.poll_cq.fail(libc::EIO);
+    drop(qp);
+    let mut completions = Completions::new();
+    let ids: Vec<u64> = cq.poll(&mut completions).unwrap().map(|c| c.id()).collect();
+    assert_eq!(ids, [5]);
+    assert!(cq.poll(&mut completions).is_err());
+}
+
 /// Point 12: completions that come twice, or from nowhere, are counted and dropped.
 #[test]
 fn point_12_stray_and_repeated_completions() {

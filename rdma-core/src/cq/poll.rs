@@ -32,14 +32,26 @@ pub struct PollError {
 /// A `Lot`, or a poll error, as two numbers: so they are returned in registers.
 struct Answer {
     simple: usize,
-    /// 0, or 1 if something is listed, or the code of the error.
-    rest: i32,
+    /// 0, or 1 if something is listed, or `FAILED` with the code of the error, of either sign.
+    rest: u64,
+}
+
+const FAILED: u64 = 1 << 32;
+
+impl Answer {
+    fn failed(error: &PollError) -> Answer {
+        Answer { simple: 0, rest: FAILED | u64::from(error.code.cast_unsigned()) }
+    }
 }
 
 impl From<Answer> for Result<Lot, PollError> {
     #[inline(always)]
     fn from(Answer { simple, rest }: Answer) -> Self {
-        if rest < 0 { Err(PollError { code: rest }) } else { Ok(Lot { simple, is_listed: rest != 0 }) }
+        if rest < FAILED {
+            return Ok(Lot { simple, is_listed: rest != 0 });
+        }
+        let code = u32::try_from(rest & u64::from(u32::MAX)).unwrap_or(u32::MAX).cast_signed();
+        Err(PollError { code })
     }
 }
 
@@ -128,14 +140,22 @@ impl Sink for Parking<'_> {
     }
 }
 
+/// What the verb returned: a negative count is an error, and so is one that cannot be: nothing is a completion.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "it was made of an int")]
+fn counted(n: usize) -> Result<usize, PollError> {
+    if n <= BATCH { Ok(n) } else { Err(PollError { code: (n as u32).cast_signed() }) }
+}
+
 impl CqInner {
     /// Polls once and says what of it is lent. Inlined: what is lent is handed out in the same registers.
     #[inline(always)]
     pub(crate) fn poll_into(&self, out: &mut Completions) -> Result<Lot, PollError> {
         let guard = self.lock_state();
         // SAFETY: room for BATCH completions, under the lock.
-        let n = unsafe { self.read(out.landing()) }?;
-        if !guard.is_plain {
+        let n = unsafe { self.read_raw(out.landing()) };
+        // Of a failure, too, the slow way makes an answer.
+        if !guard.is_plain || n > BATCH {
             return self.lend_any(guard, out, 0, n).into();
         }
         let simple = self.lend_simple(out, n);
@@ -168,9 +188,9 @@ impl CqInner {
         mut simple: usize,
         mut n: usize,
     ) -> Answer {
-        let batch = match self.read_extended() {
+        let batch = match counted(n).and_then(|_| self.read_extended()) {
             Ok(batch) => batch,
-            Err(PollError { code }) => return Answer { simple: 0, rest: code },
+            Err(error) => return self.lend_parked(guard, out, error),
         };
         let state = &mut *guard;
         let mut credits = 0;
@@ -199,7 +219,29 @@ impl CqInner {
         if !state.is_quiet {
             self.settle(guard, n);
         }
-        Answer { simple, rest: i32::from(is_listed) }
+        Answer { simple, rest: u64::from(is_listed) }
+    }
+
+    /// Lends what is parked of a queue that cannot be read: what a destroyed pair had in flight comes back all the same. The error
+    /// is the answer once nothing is left.
+    #[cold]
+    fn lend_parked(
+        &self,
+        mut guard: MutexGuard<'_, CqState>,
+        out: &mut Completions,
+        error: PollError,
+    ) -> Answer {
+        let state = &mut *guard;
+        if state.parked.is_empty() {
+            return Answer::failed(&error);
+        }
+        let (_, listed) = out.parts();
+        let left = listed.drain(..).flat_map(|parked| parked.held);
+        state.deferred.extend(left.map(Later::Drop));
+        listed.extend(state.parked.drain(..));
+        // As of a full batch: the queue was not seen empty.
+        self.settle(guard, BATCH);
+        Answer { simple: 0, rest: 1 }
     }
 
     /// Polls once; what was posted for pollers waits for one.
@@ -243,11 +285,20 @@ impl CqInner {
     /// `wcs` has room for BATCH completions, and the caller holds the lock.
     #[inline(always)]
     unsafe fn read(&self, wcs: *mut ibv_wc) -> Result<usize, PollError> {
+        // SAFETY: the caller's promise.
+        counted(unsafe { self.read_raw(wcs) })
+    }
+
+    /// The same; more than BATCH is an error, see [`counted`].
+    ///
+    /// # Safety
+    ///
+    /// As for `read`.
+    #[inline(always)]
+    unsafe fn read_raw(&self, wcs: *mut ibv_wc) -> usize {
         // SAFETY: the queue is live (S-1); the caller's promise.
         let code = unsafe { (self.poll_cq)(self.ptr.as_ptr(), BATCH_INT, wcs) };
-        let n = code.cast_unsigned() as usize;
-        // A negative count is an error, and so is one that cannot be: nothing is a completion.
-        if n <= BATCH { Ok(n) } else { Err(PollError { code }) }
+        code.cast_unsigned() as usize
     }
 
     /// Sees to what was put off, zombies and waiters, and lets go of the lock.

@@ -13,17 +13,20 @@
 //!   [`Operation::poll_finished`], [`WorkQueue::poll_ready`] for back-pressure, and
 //!   [`CompletionQueue::dispatch`](crate::CompletionQueue::dispatch) for the driver.
 
+mod health;
 mod held;
 mod operation;
 mod queue;
+mod scratch;
 mod slot;
 #[cfg(all(test, loom))]
 mod slot_loom;
 mod table;
 
+pub(crate) use health::Health;
 pub(crate) use held::{Held, HeldList, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
 pub use queue::WorkQueue;
-pub(crate) use queue::{Health, Kind, Meta, PostState, SlotPayload, Taken};
+pub(crate) use queue::{Kind, Meta, PostState, SlotPayload, Taken};
 pub(crate) use slot::{Posted, SimpleSlot, WrId};
 pub(crate) use table::{Entries, MAX_DEPTH, QueueIndex, QueueTable};

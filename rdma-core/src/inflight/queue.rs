@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
-use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode};
+use verbs_sys::{ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
 
+use super::health::Health;
 use super::held::{Held, HeldList, Keep};
+use super::scratch::Scratch;
 use super::slot::{Claim, Cursor, FreeSlot, Posted, SlotTable, WrId};
 use super::table::QueueIndex;
 use crate::cq::{CqInner, Later, Opcode, Parked, Sink, WorkCompletion};
@@ -120,92 +121,6 @@ pub(crate) struct PostState {
     pub(crate) scratch: Scratch,
 }
 
-/// A request of one buffer, a SEND or a receive: only the fields that differ are written each time. It has a place of its own, so
-/// that the address of the list is written once.
-pub(crate) struct Scratch(NonNull<Request>);
-
-/// What the verbs read.
-struct Request {
-    send: ibv_send_wr,
-    recv: ibv_recv_wr,
-    sge: ibv_sge,
-}
-
-impl Scratch {
-    fn new() -> Scratch {
-        let request = Request {
-            send: ibv_send_wr { num_sge: 1, opcode: ibv_wr_opcode::IBV_WR_SEND, ..Default::default() },
-            recv: ibv_recv_wr { num_sge: 1, ..Default::default() },
-            sge: ibv_sge::default(),
-        };
-        let this = NonNull::from(Box::leak(Box::new(request)));
-        // SAFETY: a place inside the request.
-        let sge = unsafe { &raw mut (*this.as_ptr()).sge };
-        // SAFETY: just allocated; nobody else has it.
-        unsafe { (*this.as_ptr()).send.sg_list = sge };
-        // SAFETY: as above.
-        unsafe { (*this.as_ptr()).recv.sg_list = sge };
-        Scratch(this)
-    }
-
-    /// The request, the poster's while it holds the lock of its queue.
-    #[inline(always)]
-    pub(crate) fn request(&self) -> RequestPtr {
-        RequestPtr(self.0)
-    }
-}
-
-/// The request of a [`Scratch`], in the hands of the poster.
-pub(crate) struct RequestPtr(NonNull<Request>);
-
-impl RequestPtr {
-    /// Says what memory.
-    ///
-    /// # Safety
-    ///
-    /// As for the others: the queue is live, and the caller its poster.
-    #[inline(always)]
-    pub(crate) unsafe fn set_sge(&self, sge: ibv_sge) {
-        // SAFETY: the caller's promise.
-        unsafe { (*self.0.as_ptr()).sge = sge };
-    }
-
-    /// A SEND with these.
-    ///
-    /// # Safety
-    ///
-    /// As above.
-    #[inline(always)]
-    pub(crate) unsafe fn send(&self, id: WrId, flags: u32) -> *mut ibv_send_wr {
-        // SAFETY: the caller's promise.
-        unsafe { (*self.0.as_ptr()).send.wr_id = id.0 };
-        // SAFETY: as above.
-        unsafe { (*self.0.as_ptr()).send.send_flags = flags };
-        // SAFETY: a place inside the request.
-        unsafe { &raw mut (*self.0.as_ptr()).send }
-    }
-
-    /// A receive with this.
-    ///
-    /// # Safety
-    ///
-    /// As above.
-    #[inline(always)]
-    pub(crate) unsafe fn recv(&self, id: WrId) -> *mut ibv_recv_wr {
-        // SAFETY: the caller's promise.
-        unsafe { (*self.0.as_ptr()).recv.wr_id = id.0 };
-        // SAFETY: a place inside the request.
-        unsafe { &raw mut (*self.0.as_ptr()).recv }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // SAFETY: of a box, freed once.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
 impl PostState {
     /// Unsignalled sends since the last signalled one.
     #[inline]
@@ -254,36 +169,6 @@ impl PostState {
         // SAFETY: as above.
         unsafe { meta.write(Meta { id, keep: None, seq: self.seq, held: 1, opcode }) };
         free.publish(const { Posted::Owned.step() })
-    }
-}
-
-/// The first error of a queue pair, which explains the flushes behind it.
-#[derive(Debug, Default)]
-pub(crate) struct Health {
-    /// 0, or 1 << 63 | vendor error << 31 | status.
-    first: AtomicU64,
-}
-
-impl Health {
-    #[cold]
-    pub(crate) fn note(&self, wc: &ibv_wc) {
-        if wc.status != ibv_wc_status::IBV_WC_WR_FLUSH_ERR {
-            let value = 1 << 63 | u64::from(wc.vendor_err) << 31 | u64::from(wc.status.0 & 0x7fff_ffff);
-            let _ = self.first.compare_exchange(0, value, Ordering::Relaxed, Ordering::Relaxed);
-        }
-    }
-
-    /// Status and vendor error of the first completion that failed by itself.
-    #[allow(clippy::cast_possible_truncation, reason = "the parts are masked")]
-    pub(crate) fn first(&self) -> Option<(ibv_wc_status, u32)> {
-        match self.first.load(Ordering::Relaxed) {
-            0 => None,
-            value => Some((ibv_wc_status(value as u32 & 0x7fff_ffff), (value >> 31) as u32)),
-        }
-    }
-
-    pub(crate) fn clear(&self) {
-        self.first.store(0, Ordering::Relaxed);
     }
 }
 

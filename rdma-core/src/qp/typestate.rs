@@ -13,7 +13,7 @@ macro_rules! rules {
 
 macro_rules! prelude {
     () => {
-        "#![allow(unused)]
+        "#![allow(unused, reason = \"what is checked is whether it compiles\")]
         use rdma_core::qp::{state::*, transport::*};
         use rdma_core::*;\n"
     };

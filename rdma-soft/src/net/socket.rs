@@ -171,10 +171,13 @@ impl Socket {
         fits.then(|| self.inner.send_to(bytes, to))
     }
 
-    /// Says segment size and traffic class with the call.
+    /// Says segment size and traffic class with the call. A size of none is said too, for the socket may have one of its own;
+    /// not where segmentation is off, so that kernels without it are not asked for what they do not know.
     fn send_message(&self, to: &SockAddr, bytes: &[u8], size: u16, traffic_class: u8) -> io::Result<usize> {
         let mut control = Control::new();
-        control.push(libc::SOL_UDP, sys::UDP_SEGMENT, &size.to_ne_bytes());
+        if size != 0 || self.segmentation() {
+            control.push(libc::SOL_UDP, sys::UDP_SEGMENT, &size.to_ne_bytes());
+        }
         if traffic_class != 0 {
             let (level, kind) = if self.is_ipv6 {
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
@@ -185,7 +188,15 @@ impl Socket {
         }
         let buffers = [IoSlice::new(bytes)];
         let message = MsgHdr::new().with_addr(to).with_buffers(&buffers).with_control(control.as_bytes());
-        self.inner.sendmsg(&message, 0)
+        let sent = self.inner.sendmsg(&message, 0);
+        if size == 0
+            && self.segmentation()
+            && matches!(&sent, Err(e) if e.raw_os_error() == Some(libc::EINVAL))
+        {
+            self.disable_segmentation();
+            return self.send_message(to, bytes, size, traffic_class);
+        }
+        sent
     }
 
     /// Receives what one call yields: one datagram, or several of one sender and one size.
