@@ -1,10 +1,11 @@
-//! What `socket2` has no safe call for: a handful of socket options and a view of bytes.
+//! What other crates have no safe call for, or a slower one.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::{c_int, c_void, socklen_t};
+use libc::{c_int, c_long, c_void, socklen_t};
+use socket2::SockAddr;
 
 /// `UDP_GRO` of `linux/udp.h`, as a socket option and as a control message.
 pub(crate) const UDP_GRO: c_int = libc::UDP_GRO;
@@ -22,14 +23,58 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Initialised bytes as the kind of buffer that `socket2` receives into.
+/// `sendto(2)`.
 ///
-/// Only for buffers that are passed to a receive call: `socket2` promises to write initialised
-/// bytes only, so that the bytes stay initialised.
-pub(crate) fn receive_view(bytes: &mut [u8]) -> &mut [MaybeUninit<u8>] {
-    // SAFETY: the same memory, length and lifetime; the layouts are equal. Nobody writes
-    // uninitialised bytes: the callers, in `net`, give the view to `socket2` only.
-    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<MaybeUninit<u8>>(), bytes.len()) }
+/// Not by the C library's function of that name, which is a point where threads can be cancelled: in a program of several
+/// threads that costs two atomic operations, and a cancelled thread would leave locks behind.
+pub(crate) fn send_to(socket: BorrowedFd<'_>, bytes: &[u8], to: &SockAddr) -> io::Result<usize> {
+    let (fd, flags) = (c_long::from(socket.as_raw_fd()), c_long::from(0));
+    // SAFETY: bytes and address are valid for reads of their lengths through the call, which writes nothing.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_sendto,
+            fd,
+            bytes.as_ptr(),
+            bytes.len(),
+            flags,
+            to.as_ptr(),
+            to.len() as usize,
+        )
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// What [`receive_message`] got.
+pub(crate) struct Received {
+    pub(crate) len: usize,
+    pub(crate) control_len: usize,
+    pub(crate) truncated: bool,
+}
+
+/// `recvmsg(2)`, called as [`send_to`] is. The sender's address goes to `name`, as the kernel lays it out.
+pub(crate) fn receive_message(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    name: &mut [u8; size_of::<libc::sockaddr_in6>()],
+    control: &mut [u8],
+) -> io::Result<Received> {
+    // The types of lengths differ between C libraries.
+    let mut buffer = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let message = MaybeUninit::<libc::msghdr>::zeroed();
+    // SAFETY: numbers and pointers, for which zeroes are values. (Some C libraries have padding between them.)
+    let mut message = unsafe { message.assume_init() };
+    message.msg_name = name.as_mut_ptr().cast();
+    message.msg_namelen = socklen_t::try_from(name.len()).unwrap_or(0);
+    message.msg_iov = &raw mut buffer;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.len() as _;
+    let (fd, flags) = (c_long::from(socket.as_raw_fd()), c_long::from(0));
+    // SAFETY: the message describes memory that is borrowed for writing through the call, with its lengths.
+    let received = unsafe { libc::syscall(libc::SYS_recvmsg, fd, &raw mut message, flags) };
+    let len = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
+    Ok(Received { len, control_len: message.msg_controllen as usize, truncated })
 }
 
 /// Keeps the application's signal handlers off the calling thread.

@@ -101,6 +101,8 @@ impl Device {
     pub(crate) fn before_sleep(&self) {
         scratch::with(|scratch| {
             self.counters.count(DeviceCounter::Drives);
+            // Patience begins anew: what this thread waits for wakes it.
+            scratch.idle_polls = 0;
             self.serve_held(scratch);
             self.serve_lists(self.now(), scratch);
             self.serve_sent_to(scratch);

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Type};
 
+use super::socket::{Source, address_of};
 use crate::sys;
 use crate::wire::ROCE_V2_PORT;
 
@@ -47,8 +48,9 @@ impl GroupSocket {
     /// The next datagram and its sender; `None` when nothing is there.
     pub(crate) fn receive<'b>(&self, buffer: &'b mut [u8]) -> Option<(SocketAddr, &'b [u8])> {
         // Errors are those of other packets; this one's sender will not repeat it anyway.
-        let (len, from) = self.0.recv_from(sys::receive_view(buffer)).ok()?;
-        Some((from.as_socket()?, buffer.get(..len)?))
+        let mut source = Source::default();
+        let received = sys::receive_message(self.0.as_fd(), buffer, &mut source, &mut []).ok()?;
+        Some((address_of(&source)?, buffer.get(..received.len)?))
     }
 }
 

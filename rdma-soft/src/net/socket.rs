@@ -1,12 +1,12 @@
 //! The socket: segmented sends, coalesced receives.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, TryLockError};
 
-use socket2::{Domain, MaybeUninitSlice, MsgHdr, MsgHdrMut, Protocol, SockAddr, Type};
+use socket2::{Domain, MsgHdr, Protocol, SockAddr, Type};
 
 use crate::sys;
 
@@ -168,7 +168,7 @@ impl Socket {
             0 => own.set == 0 || bytes.len() <= usize::from(own.set),
             size => size == own.set,
         };
-        fits.then(|| self.inner.send_to(bytes, to))
+        fits.then(|| sys::send_to(self.inner.as_fd(), bytes, to))
     }
 
     /// Says segment size and traffic class with the call. A size of none is said too, for the socket may have one of its own;
@@ -204,23 +204,18 @@ impl Socket {
     pub(crate) fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer) -> io::Result<Option<Datagrams<'b>>> {
         let ReceiveBuffer { bytes, control, source } = buffer;
         let bytes = &mut bytes[RECEIVE_START..];
-        let mut slices = [MaybeUninitSlice::new(sys::receive_view(bytes))];
-        let mut message = MsgHdrMut::new()
-            .with_addr(source)
-            .with_buffers(&mut slices)
-            .with_control(sys::receive_view(control));
-        let length = match self.inner.recvmsg(&mut message, 0) {
-            Ok(length) => length,
-            Err(e) => {
-                return match e.raw_os_error() {
-                    Some(libc::EAGAIN | libc::EINTR) => Ok(None),
-                    // An ICMP error of an earlier send, delivered here; nothing was received.
-                    Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => Ok(None),
-                    _ => Err(e),
-                };
-            }
-        };
-        let (control_len, truncated) = (message.control_len(), message.flags().is_truncated());
+        let sys::Received { len: length, control_len, truncated } =
+            match sys::receive_message(self.inner.as_fd(), bytes, source, control) {
+                Ok(received) => received,
+                Err(e) => {
+                    return match e.raw_os_error() {
+                        Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+                        // An ICMP error of an earlier send, delivered here; nothing was received.
+                        Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => Ok(None),
+                        _ => Err(e),
+                    };
+                }
+            };
         let (mut segment, mut traffic_class) = (length, 0);
         for (level, kind, data) in ControlMessages(&control[..control_len.min(CONTROL_LEN)]) {
             match (level, kind) {
@@ -232,7 +227,7 @@ impl Socket {
                 _ => {}
             }
         }
-        let Some(source) = source.as_socket() else { return Ok(None) };
+        let Some(source) = address_of(source) else { return Ok(None) };
         Ok(Some(Datagrams {
             source,
             bytes: if truncated { &[] } else { &bytes[..length] },
@@ -253,16 +248,18 @@ impl AsFd for Socket {
 pub(crate) struct ReceiveBuffer {
     bytes: Box<[u8]>,
     control: [u8; CONTROL_LEN],
-    source: SockAddr,
+    source: Source,
 }
+
+/// Room for an address of either family.
+pub(super) type Source = [u8; size_of::<libc::sockaddr_in6>()];
 
 impl Default for ReceiveBuffer {
     fn default() -> Self {
         ReceiveBuffer {
             bytes: vec![0; RECEIVE_START + RECEIVE_LEN].into_boxed_slice(),
             control: [0; CONTROL_LEN],
-            // An IPv6 address has room for an IPv4 one.
-            source: SocketAddr::from(([0u16; 8], 0)).into(),
+            source: Source::default(),
         }
     }
 }
@@ -285,6 +282,22 @@ impl<'b> Datagrams<'b> {
     /// Each datagram.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &'b [u8]> + use<'b> {
         self.bytes.chunks(self.segment)
+    }
+}
+
+/// The address that the kernel wrote: `sockaddr_in` or `sockaddr_in6`, numbers in network order but for family and scope. (Of the
+/// flow nobody makes use.)
+pub(super) fn address_of(source: &Source) -> Option<SocketAddr> {
+    let part = |at: usize| source.get(at..).and_then(<[u8]>::first_chunk);
+    let port = u16::from_be_bytes(*source.get(2..)?.first_chunk()?);
+    match i32::from(u16::from_ne_bytes(*source.first_chunk()?)) {
+        libc::AF_INET => Some(SocketAddr::from((*part(4)?, port))),
+        libc::AF_INET6 => {
+            let (flow, scope) = (u32::from_ne_bytes(*part(4)?), u32::from_ne_bytes(*part(24)?));
+            let address = Ipv6Addr::from(*source.get(8..)?.first_chunk::<16>()?);
+            Some(SocketAddrV6::new(address, port, flow, scope).into())
+        }
+        _ => None,
     }
 }
 
