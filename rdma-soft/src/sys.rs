@@ -52,13 +52,13 @@ pub(crate) struct Received {
 }
 
 /// `recvmsg(2)`, called as [`send_to`] is. The sender's address goes to `name`, as the kernel lays it out.
+#[allow(clippy::unnecessary_cast, reason = "the type of the length differs between C libraries")]
 pub(crate) fn receive_message(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     name: &mut [u8; size_of::<libc::sockaddr_in6>()],
     control: &mut [u8],
 ) -> io::Result<Received> {
-    // The types of lengths differ between C libraries.
     let mut buffer = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let message = MaybeUninit::<libc::msghdr>::zeroed();
     // SAFETY: numbers and pointers, for which zeroes are values. (Some C libraries have padding between them.)
