@@ -19,3 +19,12 @@ if grep -E '^(bindgen|cmake|pkg-config|ibverbs|ibverbs-sys|rdma-sys) ' <<<"$tree
   exit 1
 fi
 echo "$(sort -u <<<"$tree" | wc -l) packages, none of them bindgen, cmake, pkg-config, ibverbs or rdma-sys"
+
+step "another processor: aarch64"
+# Types of the C interface differ there, `char` first of all.
+target=aarch64-unknown-linux-gnu
+if rustup target add "$target" 2>/dev/null; then
+  cargo check --workspace --all-targets --locked --target "$target"
+else
+  echo "skipped: no rustup here to install the target $target" >&2
+fi

@@ -54,7 +54,7 @@ fn enter_namespace() -> io::Result<()> {
             check(libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET))?;
         }
         let mut flags: libc::ifreq = mem::zeroed();
-        (flags.ifr_name[0], flags.ifr_name[1]) = (b'l'.cast_signed(), b'o'.cast_signed());
+        (flags.ifr_name[0], flags.ifr_name[1]) = (b'l' as libc::c_char, b'o' as libc::c_char);
         flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
         let socket = libc::socket(libc::AF_INET6, libc::SOCK_DGRAM, 0);
         check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &flags))?;

@@ -61,7 +61,7 @@ fn the_device() -> *mut ibv_device {
         device.transport_type = ibv_transport_type::IBV_TRANSPORT_IB;
         for name in [&mut device.name, &mut device.dev_name] {
             for (to, from) in name.iter_mut().zip(NAME.bytes()) {
-                *to = from.cast_signed();
+                *to = from as c_char;
             }
         }
         Pointer(Box::into_raw(Box::new(Listed { device, room: [0; 16] })).cast())
