@@ -1,0 +1,97 @@
+//! Futures on a device that misbehaves.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdma_async::{Config, Domain, OperationError, UdConfig, UdEndpoint, WaitMode, connect_over};
+use rdma_core::Device;
+use tokio::time::timeout;
+use verbs_sys::{evil, ibv_qp_state, ibv_wc_opcode, ibv_wc_status};
+
+/// The errno of input and output errors.
+const EIO: i32 = 5;
+const LIMIT: Duration = Duration::from_secs(10);
+const MODES: [WaitMode; 3] = [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive];
+
+fn domain(evil: &evil::Evil) -> Domain {
+    Domain::new(&Device::evil(evil.name()).unwrap().open().unwrap()).unwrap()
+}
+
+fn fail_sends(evil: &evil::Evil) {
+    evil.completion.tell(|wc| {
+        if wc.opcode == ibv_wc_opcode::IBV_WC_SEND {
+            wc.status = ibv_wc_status::IBV_WC_LOC_PROT_ERR;
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_datagram_that_failed_does_not_end_its_endpoint() {
+    for mode in MODES {
+        let evil = evil::device();
+        let domain = domain(evil);
+        let mut config = UdConfig::default();
+        config.wait_mode = mode;
+        let endpoint = UdEndpoint::new(&domain, &config).unwrap();
+        let (result, _) = endpoint.send_to(Bytes::from("first"), &endpoint.address()).await;
+        result.unwrap();
+
+        fail_sends(evil);
+        evil.qp_attr.tell(|attr| attr.qp_state = ibv_qp_state::IBV_QPS_SQE);
+        let (result, back) = endpoint.send_to(Bytes::from("second"), &endpoint.address()).await;
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("protection"), "{error}");
+        assert_eq!(back, "second");
+        let counters = endpoint.counters();
+        assert_eq!((counters.recovered, counters.failed), (1, 1), "{mode:?}");
+        assert!(endpoint.ended().is_none(), "{mode:?}");
+
+        evil.completion.stop();
+        evil.qp_attr.stop();
+        let (result, _) = endpoint.send_to(Bytes::from("third"), &endpoint.address()).await;
+        result.unwrap();
+        assert_eq!((endpoint.counters().recovered, endpoint.counters().completed), (1, 2), "{mode:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_datagram_queue_that_cannot_be_brought_back_ends_its_endpoint() {
+    let evil = evil::device();
+    let domain = domain(evil);
+    let endpoint = UdEndpoint::new(&domain, &UdConfig::default()).unwrap();
+    fail_sends(evil);
+    evil.qp_attr.tell(|attr| attr.qp_state = ibv_qp_state::IBV_QPS_SQE);
+    evil.modify_qp.fail(EIO);
+    let (result, _) = endpoint.send_to(Bytes::from("lost"), &endpoint.address()).await;
+    result.unwrap_err();
+    let reason = endpoint.ended().expect("it cannot send any more");
+    assert!(reason.to_string().contains("ibv_modify_qp"), "{reason}");
+    // Nothing waits for ever.
+    let received = timeout(LIMIT, endpoint.recv_from()).await.unwrap();
+    assert!(matches!(received, Err(OperationError::Ended(_))), "{received:?}");
+    let (sent, _) =
+        timeout(LIMIT, endpoint.send_to(Bytes::from("later"), &endpoint.address())).await.unwrap();
+    assert!(matches!(sent, Err(OperationError::Ended(_))), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_queue_that_cannot_be_read_ends_what_waits() {
+    for mode in MODES {
+        let evil = evil::device();
+        let domain = domain(evil);
+        let config = Config::rc().wait_mode(mode).keep_alive(None);
+        let (left, right) = tokio::io::duplex(64);
+        let (a, b) =
+            tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+        let (a, _b) = (a.unwrap(), b.unwrap());
+        let mut buffer = a.pool().acquire().await;
+        buffer.set_len(8);
+        evil.poll_cq.fail(EIO);
+        let (result, buffer) = timeout(LIMIT, a.send(buffer)).await.unwrap();
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("ibv_poll_cq"), "{mode:?}: {error}");
+        assert_eq!(buffer.len(), 8, "the buffer came back");
+        timeout(LIMIT, a.recv()).await.unwrap().unwrap_err();
+    }
+}
