@@ -4,7 +4,9 @@
 
 mod sim;
 
-use rdma_soft::proto::{Acks, Attributes, Counter, MAX_PACKET_LEN, PathMtu, SendOperation, State, Status};
+use rdma_soft::proto::{
+    Acks, Attributes, Counter, MAX_PACKET_LEN, PathMtu, SendOperation, State, Status, Time,
+};
 use rdma_soft::wire::{AethRepr, BthRepr, NakCode, Opcode, PacketRepr, Psn, RnrTimer, Syndrome};
 use sim::{
     LinkConfig, Pair, PairConfig, Rights, atomic_write, fetch_add, pattern, read_from, with_buffers, write_to,
@@ -130,6 +132,31 @@ fn silence_exhausts_the_retries_and_flushes_in_order() {
     assert_eq!(pair.client.host.counter(Counter::Timeout), 4, "three retries, then the end");
     assert_eq!(pair.now.nanoseconds(), 4 * (4096 << 9), "the local ack timeout is kept");
     assert_eq!(pair.client.qp.poll_timeout(), None);
+}
+
+/// Two threads work on a queue pair, and one of them read the clock long before it gets to send: what it sends is
+/// as late as all the rest, and silence takes as long as ever to exhaust the retries.
+#[test]
+fn a_clock_that_was_read_too_early_uses_up_no_retries() {
+    let (mut pair, source, target) =
+        with_buffers(&with_attributes(|attributes| attributes.retry_count = 3), 64);
+    let timeout = 4096 << 9;
+    let early = pair.now;
+    let mut out = [0; MAX_PACKET_LEN];
+    pair.client.post(1, write_to(target), &[source]);
+    let client = &mut pair.client;
+    let mut now = Time::from_nanoseconds(early.nanoseconds() + 10 * timeout);
+    let start = now;
+    // What one thread finds due, the other sends again.
+    for _ in 0..100 {
+        while client.qp.poll_transmit(early, &mut client.host, Acks::Flush, &mut out).is_some() {}
+        let Some(due) = client.qp.poll_timeout() else { break };
+        now = now.max(due);
+        client.qp.handle_timeout(now, &mut client.host);
+    }
+    assert_eq!(client.sent(), [(1, Status::RetryExceeded)]);
+    let silence = now.saturating_since(start).as_nanos();
+    assert!(silence >= 3 * u128::from(timeout), "gave up after {silence} ns");
 }
 
 /// Progress restores the retry count: losses that are apart never add up.

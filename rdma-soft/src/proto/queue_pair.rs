@@ -37,6 +37,8 @@ pub struct QueuePair {
     pub(super) state: State,
     pub(super) attributes: Attributes,
     congestion: CongestionConfig,
+    /// The latest time that a call gave.
+    clock: Time,
     /// Whether a packet of the connection was received since RTR.
     established: bool,
     /// Whether the last packet was a response.
@@ -57,12 +59,21 @@ impl QueuePair {
             state: State::Reset,
             attributes: Attributes::default(),
             congestion: config.congestion,
+            clock: Time::ZERO,
             established: false,
             responded: false,
             sq: SendQueue::new(config),
             req: Requester::new(&config.congestion),
             resp: Responder::new(),
         }
+    }
+
+    /// The time of a call. A thread that read the clock and then had to wait comes with a time that has passed
+    /// for the others: a timer that it started with that would be due at once, and again each time that it is
+    /// started, until all retries are gone.
+    fn tick(&mut self, now: Time) -> Time {
+        self.clock = self.clock.max(now);
+        self.clock
     }
 
     /// Queues a send request. In SQE and ERR it completes at once, flushed.
@@ -102,6 +113,7 @@ impl QueuePair {
         packet: &Packet<'_>,
         meta: &PacketMeta<'_>,
     ) {
+        let now = self.tick(now);
         let info = packet.info();
         if info.transport != self.transport {
             host.count(Counter::DropTransport);
@@ -148,6 +160,7 @@ impl QueuePair {
         acks: Acks,
         out: &mut [u8],
     ) -> Option<Transmit> {
+        let now = self.tick(now);
         // A long READ response and our own requests take turns.
         if self.responded
             && let Some(request) = self.poll_request(now, host, out)
@@ -189,6 +202,7 @@ impl QueuePair {
 
     /// Handles what is due at `now`; harmless if nothing is. Then call [`poll_transmit`](Self::poll_transmit).
     pub fn handle_timeout<H: Host>(&mut self, now: Time, host: &mut H) {
+        let now = self.tick(now);
         self.handle_requester_timeout(now, host);
     }
 
@@ -203,6 +217,7 @@ impl QueuePair {
         to: State,
         attributes: &Attributes,
     ) -> Result<(), ModifyError> {
+        let now = self.tick(now);
         let from = self.state;
         match (from, to) {
             (_, State::Reset) => {
