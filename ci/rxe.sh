@@ -8,7 +8,7 @@
 # repetitions of tests (0.05: the guest is slow).
 # RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
 . "$(dirname "$0")/lib.sh"
-need ibverbs-providers ibverbs-utils iproute2 busybox-static tcpdump xz-utils jq util-linux
+need ibverbs-providers ibverbs-utils iproute2 busybox-static tcpdump xz-utils jq util-linux mount
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export RXE_SECONDS=${RXE_SECONDS:-480}
 # Hundreds of messages a second, not hundreds of thousands.

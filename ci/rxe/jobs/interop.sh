@@ -7,7 +7,7 @@ rxe_at a || { result FAILED interop rxe_a "no device came up"; exit 1; }
 
 # rxe is at a, the soft device at b.
 at_a() { ip netns exec a "$program" --device rxe_a --gid-index 1 "$@"; }
-at_b() { RDMA_SOFT_ADDR=10.98.0.2 ip netns exec b "$program" --device soft0 "$@"; }
+at_b() { RDMA_SOFT_ADDR=10.98.0.2 RDMA_SOFT_PCAP=/run/capture.pcap ip netns exec b "$program" --device soft0 "$@"; }
 
 counters_of_rxe() {
   local file
@@ -16,7 +16,7 @@ counters_of_rxe() {
   done
 }
 
-# Runs both sides and records every case. usage: interop GROUP REQUESTER RESPONDER ARGUMENT...
+# Runs both sides and records every case; where one failed, what the soft device sent and received is kept in GROUP.pcap. usage: interop GROUP REQUESTER RESPONDER ARGUMENT...
 interop() {
   local group=$1 requester=$2 responder=$3 address=10.98.0.1 status=0 verdict name detail
   shift 3
@@ -35,6 +35,7 @@ interop() {
   if ! [ -s "/run/out/$group.tsv" ] || [ "$status" -gt 1 ]; then
     result FAILED "$group" "(the run)" "status $status: $(tail -n 1 "/run/out/$group-requester.log")"
   fi
+  [ "$status" = 0 ] || cp /run/capture.pcap "/run/out/$group.pcap"
 }
 
 # Records whether the counters of a side, together, are above zero. usage: counted GROUP SIDE NAME...

@@ -37,6 +37,8 @@ impl Fault {
             | Fault::ReadWithWrongKey
             | Fault::ReadOutOfBounds
             | Fault::ReadWithoutPermission
+            | Fault::AtomicWithWrongKey
+            | Fault::AtomicOutOfBounds
             | Fault::AtomicWithoutPermission => "IBV_WC_REM_ACCESS_ERR",
             Fault::ReceiveTooSmall => "IBV_WC_REM_INV_REQ_ERR",
             Fault::ReceiveNeverPosted => "IBV_WC_RNR_RETRY_EXC_ERR",
@@ -91,6 +93,13 @@ impl Session {
             Fault::ReadWithWrongKey => WorkRequest::read(buffer, wrong_key),
             Fault::ReadOutOfBounds => WorkRequest::read(buffer, beyond),
             Fault::ReadWithoutPermission => WorkRequest::read(buffer, target),
+            Fault::AtomicWithWrongKey => {
+                WorkRequest::fetch_and_add(self.buffer(8)?, RemoteSlice { rkey: wrong_key.rkey, ..word }, 1)
+            }
+            Fault::AtomicOutOfBounds => {
+                let behind = RemoteSlice { addr: target.addr + SIZE as u64, ..word };
+                WorkRequest::compare_and_swap(self.buffer(8)?, behind, 0x7777_7777_7777_7777, 1)
+            }
             Fault::AtomicWithoutPermission => WorkRequest::fetch_and_add(self.buffer(8)?, word, 1),
             Fault::ReceiveTooSmall | Fault::ReceiveNeverPosted | Fault::ResponderGone => {
                 WorkRequest::send(buffer)
@@ -164,7 +173,7 @@ fn event_of(events: &AsyncEvents, pair: u32) -> Fallible<Option<EventKind>> {
 }
 
 /// The state of a pair, after a moment for it to fail in if it should.
-fn settled_state(pair: &Pair<Rc>, should_fail: bool) -> Fallible<Observed> {
+pub(crate) fn settled_state(pair: &Pair<Rc>, should_fail: bool) -> Fallible<Observed> {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         let state = pair.qp.observe()?;

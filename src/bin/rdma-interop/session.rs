@@ -29,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) link: Link,
     pub(crate) role: Role,
     pub(crate) gid_index: Option<u8>,
+    /// Whether packets get lost on the way.
+    pub(crate) lossy: bool,
     /// How often a transfer is repeated.
     pub(crate) rounds: usize,
     /// How long a completion may take.
@@ -77,7 +79,7 @@ impl Session {
         let (rounds, limit) =
             if lossy { (20, Duration::from_secs(60)) } else { (1, Duration::from_secs(20)) };
         let domain = context.protection_domain()?;
-        Ok(Session { context: context.clone(), domain, is_rxe, link, role, gid_index, rounds, limit })
+        Ok(Session { context: context.clone(), domain, is_rxe, link, role, gid_index, lossy, rounds, limit })
     }
 
     pair!(rc, Rc);
