@@ -13,8 +13,11 @@ need() {
   [ ${#missing[@]} -eq 0 ] && return
   echo "installing ${missing[*]}"
   local sudo=; [ "$(id -u)" -eq 0 ] || sudo=sudo
-  $sudo apt-get update -qq >/dev/null
-  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  if ! command -v apt-get >/dev/null || ! $sudo apt-get update -qq >/dev/null ||
+    ! DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then
+    echo "error: these packages are needed and cannot be installed here with apt-get: ${missing[*]}" >&2
+    exit 1
+  fi
 }
 
 # Name and path of the programs of a kind that `cargo test --message-format=json` told of. usage: programs test|example|bin FILE

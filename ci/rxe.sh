@@ -16,7 +16,7 @@ export RDMA_TEST_SCALE=${RDMA_TEST_SCALE:-0.05}
 export CARGO_TARGET_DIR=$target
 out=$target/rxe/out
 rm -rf "$out"
-mkdir -p "$out"
+mkdir -p "$out/boot"
 
 if [ "${RXE_KERNEL:-}" = build ]; then
   step "building the kernel"
@@ -32,6 +32,14 @@ fi
 for job in "${jobs[@]}"; do
   [ -e "ci/rxe/jobs/$job.sh" ] || { echo "error: there is no job $job" >&2; exit 2; }
 done
+
+# Before the long part: a machine that no guest runs on.
+step "the guest"
+if ! RXE_SECONDS=60 bash ci/rxe/guest-run.sh ci/rxe/boot.sh "$out/boot" 2>&1 | tee "$out/boot/log"; then
+  echo "error: no User-Mode Linux guest runs here. It needs x86-64, a process that may trace its children (ptrace, seccomp: not under a" >&2
+  echo "strict container profile), and 1.2 GB of memory. A kernel of your own: RXE_KERNEL=FILE, or RXE_KERNEL=build." >&2
+  exit 1
+fi
 
 # What the jobs run is built here, with this machine's toolchain: the guest sees the same files.
 step "building the tests, the examples and rdma-interop"
