@@ -58,6 +58,53 @@ fn a_lost_acknowledgement_makes_a_duplicate_that_is_acknowledged_again() {
     assert_eq!(pair.server.host.counter(Counter::DuplicateRequest), 1);
 }
 
+/// What the server sends, as (opcode, PSN from the first one), when it gets `packets`.
+fn answers(pair: &mut Pair, packets: &[Vec<u8>]) -> Vec<(u8, u32)> {
+    for packet in packets {
+        pair.inject(true, packet);
+    }
+    pair.trace = Some(vec![]);
+    pair.transmit();
+    let trace = pair.trace.take().expect("traced");
+    let sent = trace.iter().filter(|(client, ..)| !client);
+    sent.map(|(_, opcode, psn)| (*opcode, *psn - Psn::new(0xff_fff0))).collect()
+}
+
+/// All packets that the client has on the way.
+fn on_the_way(pair: &mut Pair) -> Vec<Vec<u8>> {
+    pair.transmit();
+    std::iter::from_fn(|| pair.links[0].receive(u64::MAX)).collect()
+}
+
+/// The end of a message is acknowledged when its end comes again, not when its beginning does: rxe takes the former
+/// while it still sends for a request that needs no more answer.
+#[test]
+fn a_duplicate_is_acknowledged_by_its_own_psn() {
+    let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 4 * 1024);
+    pair.client.post(1, write_to(target), &[source]);
+    let packets = on_the_way(&mut pair);
+    let acknowledge = Opcode::RC_ACKNOWLEDGE.value();
+    assert_eq!(answers(&mut pair, &packets), [(acknowledge, 3)]);
+    assert_eq!(answers(&mut pair, &packets[..1]), [(acknowledge, 0)]);
+    assert_eq!(answers(&mut pair, &packets[1..]), [(acknowledge, 3)]);
+    let backwards: Vec<_> = packets.into_iter().rev().collect();
+    assert_eq!(answers(&mut pair, &backwards), [(acknowledge, 3)], "the latest of them");
+}
+
+/// A READ or atomic is acknowledged by its response alone. An acknowledgement with its PSN would complete it without
+/// its data where the requester trusts its peer (rxe does).
+#[test]
+fn an_acknowledgement_of_a_duplicate_names_no_read_and_no_atomic() {
+    for operation in [read_from, |target| fetch_add(target, 1), atomic_write] {
+        let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 8);
+        pair.client.post(1, write_to(target), &[source]);
+        pair.client.post(2, operation(target), &[source]);
+        let packets = on_the_way(&mut pair);
+        assert_eq!(answers(&mut pair, &packets).last().map(|(_, psn)| *psn), Some(1), "answered");
+        assert_eq!(answers(&mut pair, &packets[..1]), [(Opcode::RC_ACKNOWLEDGE.value(), 0)]);
+    }
+}
+
 #[test]
 fn a_lost_read_response_is_asked_for_again_from_there() {
     for lost in 0..8 {

@@ -36,8 +36,10 @@ pub(super) struct Responder {
     pub(super) msn: u32,
     /// The message that is coming in.
     pub(super) assembly: Assembly,
-    /// An acknowledgement of everything before `epsn` is due.
+    /// An acknowledgement of everything up to `ack_psn` is due.
     pub(super) ack_due: bool,
+    /// A packet of a SEND or RDMA WRITE. Never a READ or atomic: those are acknowledged by their responses.
+    ack_psn: Psn,
     /// Packets executed since the last acknowledgement.
     unacknowledged: u32,
     /// A negative acknowledgement to send.
@@ -56,6 +58,7 @@ impl Responder {
             msn: 0,
             assembly: Assembly::new(),
             ack_due: false,
+            ack_psn: Psn::new(0),
             unacknowledged: 0,
             nak: None,
             nak_sent: false,
@@ -143,6 +146,7 @@ impl QueuePair {
         }
         self.resp.epsn = self.resp.epsn.next();
         self.resp.unacknowledged = self.resp.unacknowledged.saturating_add(1);
+        self.resp.ack_psn = packet.bth.psn;
         if packet.bth.ack_request {
             self.request_ack(host);
         }
@@ -223,6 +227,11 @@ impl QueuePair {
         let psn = packet.bth.psn;
         let found = match packet.info().operation {
             Operation::Send | Operation::Write => {
+                // By its own PSN: rxe takes an acknowledgement of a message's end, while it sends the message again,
+                // for one that it need not wait for any more (docs/INTEROP.md).
+                if !self.resp.ack_due || self.resp.ack_psn.is_before(psn) {
+                    self.resp.ack_psn = psn;
+                }
                 self.request_ack(host);
                 return;
             }
@@ -363,7 +372,7 @@ impl QueuePair {
         }
         self.resp.ack_due = false;
         self.resp.unacknowledged = 0;
-        self.write_ack(host, self.resp.epsn.prev(), Syndrome::ACK, out)
+        self.write_ack(host, self.resp.ack_psn, Syndrome::ACK, out)
     }
 
     fn response_bth(&self, opcode: Opcode, psn: Psn) -> BthRepr {

@@ -43,12 +43,6 @@ impl Psn {
         self.offset_from(other) < 0
     }
 
-    /// The number before this one.
-    #[must_use]
-    pub const fn prev(self) -> Self {
-        Self::new(self.0.wrapping_sub(1))
-    }
-
     /// The number after this one.
     #[must_use]
     pub const fn next(self) -> Self {
@@ -99,7 +93,6 @@ mod tests {
     fn order_holds_across_the_wrap() {
         let last = Psn::new(0xff_ffff);
         assert_eq!(last.next(), Psn::new(0));
-        assert_eq!(Psn::new(0).prev(), last);
         assert!(last.is_before(Psn::new(0)));
         assert!(!Psn::new(0).is_before(last));
         assert_eq!((last + 3).offset_from(last), 3);
