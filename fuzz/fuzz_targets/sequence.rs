@@ -1,5 +1,8 @@
 //! A sequence of posts, packets, losses, timeouts and state changes into a live pair.
 //!
+//! Packets come from the pair itself, through links that may lose, repeat, delay and corrupt them; from the input as
+//! they stand; and from what was sent before, again or changed in one place, which gets past more checks.
+//!
 //! Whatever happens, each request completes at most once and in order, each is accounted for at the end, and
 //! memory that nobody may access stays as it was.
 
@@ -9,11 +12,19 @@
 mod sim;
 
 use libfuzzer_sys::fuzz_target;
-use rdma_soft::proto::{Attributes, CompletionKind, Data, SendFlags, SendOperation, Sge, State, Time};
+use rdma_soft::proto::{
+    Attributes, BindRequest, CompletionKind, CongestionConfig, Data, PathMtu, SendFlags, SendOperation, Sge,
+    State, Time,
+};
 use rdma_soft::wire::{Psn, Transport};
-use sim::{Pair, PairConfig, Rights, Side, atomic_write, compare_swap, fetch_add, read_from, write_to};
+use sim::{
+    LinkConfig, Pair, PairConfig, Rights, Side, atomic_write, bring_up, compare_swap, fetch_add, read_from,
+    write_to,
+};
 
 const GUARD: u8 = 0xa5;
+/// Packets of each direction that can be sent again.
+const HISTORY: usize = 16;
 
 struct Input<'a>(&'a [u8]);
 
@@ -55,6 +66,18 @@ fuzz_target!(|data: &[u8]| {
     config.attributes.retry_count = 2;
     config.attributes.rnr_retry = 2;
     config.attributes.max_dest_rd_atomic = setup >> 2 & 7;
+    if setup & 0x20 != 0 {
+        config.mtu = PathMtu::Mtu256;
+    }
+    if setup & 0x40 != 0 {
+        // A window that closes, and READs in pieces.
+        config.congestion = CongestionConfig { initial: 1024, max: 4096, read_chunk: 1024 };
+    }
+    if setup & 0x80 != 0 {
+        config.link =
+            LinkConfig { loss: 0.1, duplicate: 0.1, reorder: 0.2, corrupt: 0.05, ..LinkConfig::default() };
+        config.seed = u64::from(setup);
+    }
     let mut world = World::new(&config);
     while world.step(&mut input).is_some() {
         world.check();
@@ -65,6 +88,7 @@ fuzz_target!(|data: &[u8]| {
 impl World {
     fn new(config: &PairConfig) -> Self {
         let mut pair = Pair::new(config);
+        pair.links.iter_mut().for_each(|link| link.keep = HISTORY);
         let register = |side: &mut Side| {
             let buffer = side.host.register(vec![1; 8192], Rights::ALL);
             (buffer, side.host.register(vec![GUARD; 256], Rights::default()))
@@ -87,9 +111,14 @@ impl World {
         let command = input.byte()?;
         let index = usize::from(command >> 7);
         match command & 0x0f {
-            0..=5 => self.post(index, input)?,
+            0..=4 => self.post(index, input)?,
+            5 => self.again(index, input)?,
             6 | 7 => {
                 let length = u32::from(input.byte()?) * 32;
+                if self.side(index).qp.state() == State::Err {
+                    // Nobody would flush it.
+                    return Some(());
+                }
                 let id = self.accounts[index].receives;
                 self.accounts[index].receives += 1;
                 let sge = Sge { length, ..self.buffers[index] };
@@ -135,14 +164,24 @@ impl World {
             7 | 8 => read_from(remote),
             9 => compare_swap(remote, 1, 2),
             10 => fetch_add(remote, 1),
-            12 => atomic_write(remote),
             11 => SendOperation::LocalInvalidate(u32::from(place)),
+            12 => atomic_write(remote),
+            13 => SendOperation::BindWindow(BindRequest {
+                window: if length == 0 { u32::MAX } else { length.into() },
+                rkey: place.into(),
+                lkey: local.lkey,
+                access: 0,
+                addr: local.addr,
+                length: local.length.into(),
+            }),
             _ => SendOperation::Send,
         };
         let flags = SendFlags::SIGNALED | SendFlags::from_bits_truncate(kind >> 4);
         let sges = if kind & 0xf == 15 { [Sge { lkey: 1, ..local }] } else { [local] };
+        let inline = vec![place; usize::from(length)];
+        let data = if kind & 0xf == 14 { Data::Inline(&[&inline]) } else { Data::Gather(&sges) };
         let id = self.accounts[index].next;
-        if self.side(index).try_post(id, operation, Data::Gather(&sges), flags).is_ok() {
+        if self.side(index).try_post(id, operation, data, flags).is_ok() {
             self.accounts[index].next += 1;
         }
         Some(())
@@ -164,14 +203,67 @@ impl World {
         Some(())
     }
 
+    /// One of the last packets again, as it was or changed in one place, to where it went or back to its sender.
+    fn again(&mut self, index: usize, input: &mut Input<'_>) -> Option<()> {
+        let [which, how, place, value] = *input.bytes(4).first_chunk()?;
+        let history = &self.pair.links[index].history;
+        let Some(sent) = history.iter().rev().nth(usize::from(which) % HISTORY) else { return Some(()) };
+        let mut bytes = sent.clone();
+        match how & 3 {
+            0 => {}
+            // Another operation of the same transport.
+            1 => bytes[0] = bytes[0] & 0xe0 | value & 0x1f,
+            // Another PSN, not far away.
+            2 => {
+                let psn = Psn::new(u32::from_be_bytes([0, bytes[9], bytes[10], bytes[11]]))
+                    + u32::from(value)
+                    + (Psn::MODULUS - 128);
+                bytes[9..12].copy_from_slice(&psn.value().to_be_bytes()[1..]);
+            }
+            // Something in the headers or the first bytes behind them.
+            _ => {
+                let place = usize::from(place) % bytes.len().min(48);
+                bytes[place] = value;
+            }
+        }
+        if how & 8 != 0 {
+            bytes.truncate(bytes.len() - usize::from(place) % bytes.len());
+        }
+        bytes.extend_from_slice(&[0; 4]);
+        let to_server = (index == 0) ^ (how & 4 != 0);
+        self.pair.inject(to_server, &bytes);
+        Some(())
+    }
+
     fn modify(&mut self, index: usize, input: &mut Input<'_>) -> Option<()> {
         let byte = input.byte()?;
         let now = self.pair.now;
+        if byte & 3 == 3 {
+            self.reconnect(index);
+            return Some(());
+        }
         let side = self.side(index);
         let attributes = Attributes { max_dest_rd_atomic: byte >> 4, ..*side.qp.attributes() };
-        let to = [State::Rts, State::Sqd, State::Err, State::Rts][usize::from(byte & 3)];
+        let to = [State::Rts, State::Sqd, State::Err][usize::from(byte & 3)];
         let _ = side.qp.modify(now, &mut side.host, to, &attributes);
         Some(())
+    }
+
+    /// RESET, which forgets all work, and from there to RTS with the PSNs that the other side is at.
+    fn reconnect(&mut self, index: usize) {
+        self.check();
+        let now = self.pair.now;
+        let other = &self.side(1 - index).qp;
+        let (receive_psn, send_psn) = (other.send_psn(), other.receive_psn());
+        let side = self.side(index);
+        let attributes = Attributes { receive_psn, send_psn, ..*side.qp.attributes() };
+        side.qp.modify(now, &mut side.host, State::Reset, &attributes).expect("from every state");
+        side.host.forget();
+        side.host.receives.clear();
+        bring_up(&mut side.qp, now, &mut side.host, &attributes);
+        let account = &mut self.accounts[index];
+        account.completed = account.next;
+        account.received = account.receives;
     }
 
     fn check(&mut self) {
@@ -206,6 +298,7 @@ impl World {
         self.check();
         for (index, account) in self.accounts.iter().enumerate() {
             assert_eq!(account.completed, account.next, "requests of side {index}");
+            assert_eq!(account.received, account.receives, "receives of side {index}");
         }
     }
 }

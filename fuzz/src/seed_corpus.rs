@@ -34,11 +34,7 @@ fn main() -> io::Result<()> {
                 continue;
             }
             write(&corpus, "packet", &name, number, &[&[0x81, 0], packet].concat())?;
-            // As a command of a sequence: post, inject, step; long payloads are cut.
-            let head = &packet[..packet.len().min(96)];
-            let len = u8::try_from(head.len()).unwrap_or(u8::MAX);
-            let commands = [&[0, 1, 3, 8, 2, 7, 0, 12, len], head, &[10, 4, 11, 0]].concat();
-            write(&corpus, "sequence", &name, number, &commands)?;
+            write(&corpus, "sequence", &name, number, &sequence_of(packet))?;
             count += 1;
         }
     }
@@ -58,6 +54,33 @@ fn packets(pcap: &[u8]) -> Vec<&[u8]> {
         rest = next;
     }
     packets
+}
+
+/// A packet as a command of `sequence`, behind what lets it be taken.
+fn sequence_of(packet: &[u8]) -> Vec<u8> {
+    // Long payloads are cut.
+    let mut head = packet[..packet.len().min(96)].to_vec();
+    let len = u8::try_from(head.len()).unwrap_or(u8::MAX);
+    let setup = match packet[0] >> 5 {
+        1 => 2,
+        3 => 3,
+        // Two READs or atomics.
+        _ => 2 << 2,
+    };
+    // The operation to post whose response it is; then the PSN is the last that was sent, otherwise the next.
+    let begin: &[u8] = match packet[0] & 0x1f {
+        13..=16 => &[0, 7, 8, 0, 15, 8, 31],
+        17 => &[0, 4, 8, 0, 15, 8, 31],
+        18 => &[0, 10, 1, 0, 15, 8, 31],
+        opcode => {
+            // Address and key are those of the target's region.
+            if let (6 | 10 | 11 | 12 | 19 | 20, Some(header)) = (opcode, head.get_mut(12..24)) {
+                header.copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x10, 0]);
+            }
+            &[0x86, 255, 8, 32]
+        }
+    };
+    [&[setup], begin, &[len], &head, &[10, 8, 11, 8]].concat()
 }
 
 /// The type of the queue pairs of a captured program, as `rdma-soft/tests/program` reads it, an address handle for

@@ -1,6 +1,6 @@
 //! One direction of a wire: rate, delay, and faults drawn from a seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rdma_soft::wire::{Icrc, Ipv4Repr, ROCE_V2_PORT, UdpRepr, UnknownIdentification};
 
@@ -46,6 +46,9 @@ pub struct Link {
     /// Packets whose number, counted from 0, is in here are lost; for scripted tests.
     pub lose: Vec<u64>,
     pub sent: u64,
+    /// How many of the packets that were sent last are kept in `history`, lost ones included, without ICRC.
+    pub keep: usize,
+    pub history: VecDeque<Vec<u8>>,
     /// Packets that arrived with a wrong ICRC.
     pub corrupt_dropped: u64,
     rng: Rng,
@@ -61,6 +64,8 @@ impl Link {
             config,
             lose: Vec::new(),
             sent: 0,
+            keep: 0,
+            history: VecDeque::new(),
             corrupt_dropped: 0,
             rng: Rng::new(seed),
             flying: BTreeMap::new(),
@@ -73,6 +78,12 @@ impl Link {
     pub fn send(&mut self, now: u64, transport: &[u8]) {
         let number = self.sent;
         self.sent += 1;
+        if self.keep != 0 {
+            if self.history.len() == self.keep {
+                self.history.pop_front();
+            }
+            self.history.push_back(transport.to_vec());
+        }
         self.free_at =
             self.free_at.max(now) + (transport.len() as u64 + 62) * 1000 / self.config.bytes_per_us;
         if self.lose.contains(&number) || self.rng.chance(self.config.loss) {

@@ -25,6 +25,6 @@ pub use buffers::{atomic_write, compare_swap, fetch_add, pattern, read_from, wit
 pub use host::{Region, Rights, TestHost};
 pub use link::{Link, LinkConfig};
 pub use matrix::{DEPTHS, Faults, LOSSES, MTUS, SIZES, cells, goodput_table, operations};
-pub use pair::{Pair, PairConfig, Side, connect};
+pub use pair::{Pair, PairConfig, Side, bring_up, connect};
 pub use rng::Rng;
 pub use scenario::{Cell, Op, Outcome, run};

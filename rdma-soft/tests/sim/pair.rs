@@ -1,9 +1,9 @@
 //! Two queue pairs, two links, one clock.
 
 use rdma_soft::proto::{
-    Acks, Attributes, CompletionKind, Config, Data, Destination, MAX_PACKET_LEN, PacketMeta, PathMtu,
-    PostError, QpAccess, QueuePair, SendFlags, SendOperation, SendRequest, Sge, State, Status, Time,
-    Transmit,
+    Acks, Attributes, CompletionKind, Config, CongestionConfig, Data, Destination, MAX_PACKET_LEN,
+    PacketMeta, PathMtu, PostError, QpAccess, QueuePair, SendFlags, SendOperation, SendRequest, Sge, State,
+    Status, Time, Transmit,
 };
 use rdma_soft::wire::{Packet, Psn, RnrTimer, Syndrome, Transport};
 
@@ -63,6 +63,7 @@ pub struct PairConfig {
     pub max_sge: u32,
     pub max_inline: u32,
     pub attributes: Attributes,
+    pub congestion: CongestionConfig,
     pub link: LinkConfig,
     pub seed: u64,
 }
@@ -90,6 +91,7 @@ impl PairConfig {
             max_sge: 4,
             max_inline: 256,
             attributes,
+            congestion: CongestionConfig::default(),
             link: LinkConfig::default(),
             seed: 0,
         }
@@ -122,13 +124,18 @@ pub fn connect(config: &PairConfig, qp_num: u32, dest_qp: u32, host: &mut TestHo
         max_send_wr: config.depth,
         max_send_sge: config.max_sge,
         max_inline_data: config.max_inline,
+        congestion: config.congestion,
         ..Config::new(config.transport, qp_num)
     });
-    let attributes = Attributes { dest_qp, path_mtu: config.mtu, ..config.attributes };
-    for state in [State::Init, State::Rtr, State::Rts] {
-        qp.modify(Time::ZERO, host, state, &attributes).expect("a transition of the specification");
-    }
+    bring_up(&mut qp, Time::ZERO, host, &Attributes { dest_qp, path_mtu: config.mtu, ..config.attributes });
     qp
+}
+
+/// Brings a queue pair from RESET to RTS.
+pub fn bring_up(qp: &mut QueuePair, now: Time, host: &mut TestHost, attributes: &Attributes) {
+    for state in [State::Init, State::Rtr, State::Rts] {
+        qp.modify(now, host, state, attributes).expect("a transition of the specification");
+    }
 }
 
 impl Pair {
