@@ -165,7 +165,7 @@ fn an_acknowledgement_beyond_a_read_implies_a_nak() {
 #[test]
 fn silence_exhausts_the_retries_and_flushes_in_order() {
     let (mut pair, source, target) =
-        with_buffers(&with_attributes(|attributes| attributes.retry_count = 3), 64);
+        with_buffers(&with_attributes(|attributes| attributes.retry_count = 5), 64);
     pair.links[0].config = LinkConfig { loss: 1.0, ..LinkConfig::default() };
     pair.client.host.post_receive(9, &[source]);
     for id in 1..=3 {
@@ -176,8 +176,13 @@ fn silence_exhausts_the_retries_and_flushes_in_order() {
     assert_eq!(pair.client.sent(), flushed, "visible although unsignalled");
     assert_eq!(pair.client.received(), [(9, Status::WrFlush)]);
     assert_eq!(pair.client.qp.state(), State::Err);
-    assert_eq!(pair.client.host.counter(Counter::Timeout), 4, "three retries, then the end");
-    assert_eq!(pair.now.nanoseconds(), 4 * (4096 << 9), "the local ack timeout is kept");
+    assert_eq!(pair.client.host.counter(Counter::Timeout), 6, "five retries, then the end");
+    let timeouts = 1 + 1 + 2 + 3 + 4 + 4;
+    assert_eq!(
+        pair.now.nanoseconds(),
+        timeouts * (4096 << 9),
+        "each is longer, up to four times the attribute"
+    );
     assert_eq!(pair.client.qp.poll_timeout(), None);
 }
 

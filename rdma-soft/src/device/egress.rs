@@ -111,7 +111,7 @@ struct DelayedSend {
 
 impl Device {
     /// Sends what the queue pair has to send, as far as its quota goes, and enters it into the lists that
-    /// its state asks for. Takes the lock that the caller holds.
+    /// its state asks for. Takes the lock that the caller holds. True if it has to wait for its receiver.
     pub(super) fn settle<'q>(
         &self,
         qp: &'q Arc<QueuePair>,
@@ -119,26 +119,22 @@ impl Device {
         acks: Acks,
         now: Time,
         scratch: &mut Scratch,
-    ) {
+    ) -> bool {
         if !inner.machine.may_transmit(acks) {
             self.note_state(qp, &inner, now, scratch);
-            return;
+            return false;
         }
-        if let Some(pause) = &mut inner.pause {
-            if self.still_paused(pause, now) {
-                self.note_state(qp, &inner, now, scratch);
-                drop(inner);
-                self.wait_in_turn(qp, now);
-                // The receiver needs a processor, maybe this one.
-                std::thread::yield_now();
-                return;
-            }
-            inner.pause = None;
+        let is_crowd = qp.transport == Transport::Rc && self.is_crowded();
+        if (is_crowd || inner.pause.is_some()) && self.must_wait(qp, &mut inner, is_crowd, now) {
+            self.note_state(qp, &inner, now, scratch);
+            drop(inner);
+            self.wait_in_turn(qp, now);
+            return true;
         }
         if !qp.listed.sending.enter() {
             // The thread that sends holds acknowledgements; what was to be flushed waits for its tick.
             self.note_state(qp, &inner, now, scratch);
-            return;
+            return false;
         }
         let mut sent = 0;
         loop {
@@ -147,23 +143,44 @@ impl Device {
             drop(inner);
             sent += scratch.batch.len;
             self.send_batch(scratch);
-            let pause =
-                if qp.transport == Transport::Rc { None } else { self.pace_batch(&scratch.batch, now) };
+            let pause = if qp.transport != Transport::Rc || is_crowd {
+                self.pace_batch(&scratch.batch, now)
+            } else {
+                None
+            };
             if pause.is_none() && dry {
                 if qp.listed.sending.leave() {
-                    return;
+                    return false;
                 }
             } else if pause.is_some() || sent >= QUOTA {
-                if pause.is_some() {
+                let paused = pause.is_some();
+                if paused {
                     qp.lock().pause = pause;
                 }
                 // In this order: who finds it in the list must be able to send.
                 qp.listed.sending.stop();
                 self.wait_in_turn(qp, now);
-                return;
+                return paused;
             }
             inner = qp.lock();
         }
+    }
+
+    /// Whether the queue pair may not send at the moment because its receiver's buffer is full.
+    #[cold]
+    fn must_wait(&self, qp: &QueuePair, inner: &mut Inner, is_crowd: bool, now: Time) -> bool {
+        if inner.machine.only_acknowledges() {
+            // A few bytes, and the peer waits for them.
+            inner.pause = None;
+        } else if let Some(pause) = &mut inner.pause {
+            // Those in the list have their turn one after the other, whoever else looks at them.
+            if !qp.listed.in_runnable.load(Ordering::Acquire) && !self.still_paused(pause, now) {
+                inner.pause = None;
+            }
+        } else if is_crowd && let Some(peer) = inner.peer.as_deref().filter(|peer| !peer.is_local) {
+            inner.pause = self.pause_before(peer.address, now);
+        }
+        inner.pause.is_some()
     }
 
     /// Others have their turn; who looks at the list next goes on with this one.
@@ -172,7 +189,7 @@ impl Device {
         self.note_deadline(now);
     }
 
-    /// Counts the unreliable packets of a batch that was sent against what their receivers take.
+    /// Counts the packets of a batch that was sent against what their receivers take.
     fn pace_batch(&self, batch: &Batch, now: Time) -> Option<Pause> {
         let mut from = 0;
         let mut pause = None;

@@ -190,6 +190,7 @@ impl Handle {
         let Local { address, interface_index, interface_mtu, socket } = local;
         // Where it is refused, sending to groups is left to the routes.
         let _ = send_groups_from(socket.as_fd(), address, interface_index);
+        let pacing = Pacing::new(socket.receive_buffer());
         let device = Arc::new(Device {
             address,
             interface_index,
@@ -207,7 +208,7 @@ impl Handle {
             moderated: Moderated::default(),
             overruns: Overruns::default(),
             delayed: Delayed::default(),
-            pacing: Pacing::default(),
+            pacing,
             background: Background::new().map_err(|e| OpenError::system("create an eventfd", &e))?,
             counters: Counters::new(),
             capture,

@@ -41,6 +41,9 @@ const STREAM_BYTES: usize = 16 << 10;
 const LINGER: u32 = 20;
 /// Queue pairs that one call looks after before it returns to its caller.
 const PER_CALL: usize = 64;
+/// Receive calls before a timer that is due is believed: more than one, so that what has arrived is soon read, and few, so
+/// that no flood of packets keeps timers from their work.
+const PER_TIMER: usize = 16;
 /// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
 /// the background thread ticks; in nanoseconds.
 pub(super) const TICK: u64 = 1_000_000;
@@ -155,6 +158,16 @@ impl Device {
         }
     }
 
+    /// Takes what waits in the socket, or a part of it; who holds the receiver does the same at this moment.
+    fn receive_arrived(&self, scratch: &mut Scratch) {
+        let Ok(mut receiver) = self.receiver.try_lock() else { return };
+        for _ in 0..PER_TIMER {
+            if self.receive(&mut receiver, scratch) == 0 {
+                break;
+            }
+        }
+    }
+
     /// Sends the acknowledgements that this thread held and that nothing took along meanwhile.
     pub(super) fn serve_held(&self, scratch: &mut Scratch) -> bool {
         let mut worked = false;
@@ -176,8 +189,13 @@ impl Device {
         let mut worked = false;
         for _ in 0..self.lists.runnable.len().min(PER_CALL) {
             let Some(qp) = self.lists.runnable.pop() else { break };
-            self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
+            let waits = self.settle(&qp, qp.lock(), Acks::Hold, now, scratch);
             worked = true;
+            if waits {
+                // Its receiver needs a processor, maybe this one. Who is next in turn most likely waits for the same.
+                std::thread::yield_now();
+                break;
+            }
         }
         self.send_delayed();
         if now.nanoseconds() >= self.next_deadline.load(Ordering::Relaxed) {
@@ -194,6 +212,9 @@ impl Device {
         let earliest = self.expire_moderated(now, &mut scratch.wakes);
         self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
         for qp in &due {
+            // An acknowledgement that has arrived is not late: with many to look after, sending again for one after the
+            // other takes longer than the next timeout, and what answers them would never be looked at.
+            self.receive_arrived(scratch);
             let mut inner = qp.lock();
             with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
                 machine.handle_timeout(now, &mut host);

@@ -92,6 +92,11 @@ impl Socket {
         sys::set_option(self.inner.as_fd(), level, option, 1)
     }
 
+    /// What the receive buffer holds, in bytes as the kernel counts them.
+    pub(crate) fn receive_buffer(&self) -> usize {
+        self.inner.recv_buffer_size().unwrap_or(SOCKET_BUFFER)
+    }
+
     /// Whether several segments may be given to [`send`](Self::send).
     pub(crate) fn segmentation(&self) -> bool {
         self.segmentation.load(Ordering::Relaxed)

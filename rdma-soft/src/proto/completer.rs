@@ -94,7 +94,7 @@ impl QueuePair {
         // A receiver that took the request is ready, whatever an older NAK says.
         self.req.rnr_deadline = None;
         if una.is_before(self.req.psn) {
-            self.req.start_ack_timer(now, self.attributes.ack_timeout());
+            self.start_ack_timer(now);
         } else {
             self.req.stop_ack_timer();
         }

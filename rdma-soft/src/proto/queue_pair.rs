@@ -187,6 +187,12 @@ impl QueuePair {
         self.req.cursor != self.sq.head || self.resp.may_transmit(acks)
     }
 
+    /// Whether all that there is to send are acknowledgements, negative ones among them.
+    #[must_use]
+    pub fn only_acknowledges(&self) -> bool {
+        self.req.cursor == self.sq.head && !self.resp.resources.any_pending()
+    }
+
     /// Whether an acknowledgement waits for [`Acks::Flush`].
     #[must_use]
     pub fn ack_pending(&self) -> bool {
@@ -250,7 +256,7 @@ impl QueuePair {
         self.state = to;
         // A timeout that there was none of when the flight left begins now.
         if self.req.in_flight() != 0 && self.req.ack_deadline.is_none() {
-            self.req.start_ack_timer(now, self.attributes.ack_timeout());
+            self.start_ack_timer(now);
         }
         self.check_drained(host);
         Ok(())

@@ -5,7 +5,6 @@
 //! queue, and `una <= psn <= sent <= assigned` on the circle of PSNs.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use super::congestion::Congestion;
 use super::send_queue::Wqe;
@@ -116,13 +115,6 @@ impl Requester {
         self.stop_ack_timer();
     }
 
-    /// Starts the local ack timer. Halfway the flight is sent once more without that counting as a retry: the
-    /// last packets of a message have nothing behind them that would show their loss earlier.
-    pub(super) fn start_ack_timer(&mut self, now: Time, timeout: Option<Duration>) {
-        self.ack_deadline = timeout.map(|timeout| now + timeout);
-        self.probe_at = timeout.map(|timeout| now + timeout / 2);
-    }
-
     pub(super) fn stop_ack_timer(&mut self) {
         self.ack_deadline = None;
         self.probe_at = None;
@@ -130,6 +122,22 @@ impl Requester {
 }
 
 impl QueuePair {
+    /// Starts the local ack timer. Halfway the flight is sent once more without that counting as a retry: the
+    /// last packets of a message have nothing behind them that would show their loss earlier.
+    ///
+    /// A timeout may take up to four times what the attributes say (clause 9.7.6.1.3). From the second on, each that
+    /// passed in vain makes the next one longer by as much: a peer that is a program may be waiting for a processor,
+    /// and many who send to it again do not make it faster.
+    pub(super) fn start_ack_timer(&mut self, now: Time) {
+        let mut timeout = self.attributes.ack_timeout();
+        let in_vain = self.attributes.retry_count.saturating_sub(self.req.retries_left);
+        if in_vain > 1 {
+            timeout = timeout.map(|timeout| timeout * u32::from(in_vain.min(4)));
+        }
+        self.req.ack_deadline = timeout.map(|timeout| now + timeout);
+        self.req.probe_at = timeout.map(|timeout| now + timeout / 2);
+    }
+
     /// The next request packet.
     pub(super) fn poll_request<H: Host>(
         &mut self,
@@ -344,7 +352,7 @@ impl QueuePair {
                 self.req.reads.push_back(next);
             }
             if self.req.ack_deadline.is_none() {
-                self.req.start_ack_timer(now, self.attributes.ack_timeout());
+                self.start_ack_timer(now);
             }
         }
         self.req.psn += count;
