@@ -1,7 +1,8 @@
 //! 64 queue pairs with 16 echoes of 64 bytes in flight each, on two cores: futures against a synchronous loop with one thread per core,
 //! and against TCP with tokio on the loopback. All in one process, in turns, so that what else the machine does strikes all alike.
 //!
-//! usage: cargo bench --bench async_throughput [-- SECONDS]      of each of five turns; 0.4 unless given
+//! usage: cargo bench --bench async_throughput [-- ROW...] [SECONDS]      rows by a part of their names, all unless given; of each of five
+//!                                                                       turns, 0.4 unless given
 //!
 //! The device is the built-in one. Both ends are in this process, between which it passes packets directly; with `RDMA_SOFT_LOCAL=wire`
 //! they go through its UDP socket. A message counts when its echo is back.
@@ -12,7 +13,7 @@
 )]
 
 use std::{
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -50,10 +51,13 @@ fn stamp(message: &mut [u8], epoch: Instant) {
     message[..8].copy_from_slice(&now.to_le_bytes());
 }
 
-fn record(latencies: &mut Latencies, message: &[u8], epoch: Instant) {
-    let now = u64::try_from(epoch.elapsed().as_nanos()).unwrap();
+/// Gives the time.
+fn record(latencies: &mut Latencies, message: &[u8], epoch: Instant) -> Duration {
+    let elapsed = epoch.elapsed();
+    let now = u64::try_from(elapsed.as_nanos()).unwrap();
     let sent = u64::from_le_bytes(message[..8].try_into().unwrap());
     latencies.saturating_record((now - sent).max(1));
+    elapsed
 }
 
 fn soft() -> rdma_core::Context {
@@ -194,12 +198,18 @@ fn synchronous(loops: &mut [Loop], length: Duration) -> Latencies {
 
 // ---- futures ----
 
-async fn connections() -> Vec<(Arc<RcConnection>, Arc<RcConnection>)> {
-    let domain = Domain::new(&soft()).unwrap();
-    let (depth, count) = (IN_FLIGHT * 2, PAIRS / CORES);
-    let depth_of_queue = u32::try_from(count * 4 * (depth + 1)).unwrap();
-    let mut connections = Vec::new();
-    for _ in 0..CORES {
+/// Pairs on one completion queue, and their latencies.
+struct Group {
+    connections: Vec<(Arc<RcConnection>, Arc<RcConnection>)>,
+    latencies: Arc<Mutex<Latencies>>,
+}
+
+impl Group {
+    /// As many pairs as there are for one core; each side is a task per message in flight.
+    async fn new() -> Group {
+        let domain = Domain::new(&soft()).unwrap();
+        let (depth, count) = (IN_FLIGHT * 2, PAIRS / CORES);
+        let depth_of_queue = u32::try_from(count * 4 * (depth + 1)).unwrap();
         let queue = domain.completion_queue(depth_of_queue, WaitMode::Adaptive).unwrap();
         let config = Config::rc()
             .completion_queue(&queue)
@@ -208,52 +218,78 @@ async fn connections() -> Vec<(Arc<RcConnection>, Arc<RcConnection>)> {
             .receive_depth(u32::try_from(depth).unwrap())
             .spare_buffers(depth)
             .keep_alive(None);
+        let mut connections = Vec::new();
         for _ in 0..count {
             let (left, right) = tokio::io::duplex(64);
             let (a, b) =
                 tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
-            connections.push((Arc::new(a.unwrap()), Arc::new(b.unwrap())));
-        }
-    }
-    for (_, server) in &connections {
-        for _ in 0..IN_FLIGHT {
-            let server = Arc::clone(server);
-            tokio::spawn(async move {
-                while let Ok(message) = server.recv().await {
-                    if server.send(message).await.0.is_err() {
-                        break;
+            let (client, server) = (Arc::new(a.unwrap()), Arc::new(b.unwrap()));
+            for _ in 0..IN_FLIGHT {
+                let server = Arc::clone(&server);
+                tokio::spawn(async move {
+                    while let Ok(message) = server.recv().await {
+                        if server.send(message).await.0.is_err() {
+                            break;
+                        }
                     }
-                }
-            });
+                });
+            }
+            connections.push((client, server));
         }
+        Group { connections, latencies: Arc::new(Mutex::new(latencies())) }
     }
-    connections
+
+    /// The clients, each of which sends a message and waits for its echo.
+    async fn run(&self, length: Duration) -> Latencies {
+        let epoch = Instant::now();
+        let mut tasks = JoinSet::new();
+        for (client, _) in &self.connections {
+            for _ in 0..IN_FLIGHT {
+                let (client, latencies) = (Arc::clone(client), Arc::clone(&self.latencies));
+                tasks.spawn(async move {
+                    let mut buffer = client.pool().acquire().await;
+                    let mut now = Duration::ZERO;
+                    while now < length {
+                        stamp(&mut buffer, epoch);
+                        let (sent, returned) = client.send(buffer).await;
+                        sent.unwrap();
+                        buffer = returned;
+                        let message = client.recv().await.unwrap();
+                        now = record(&mut latencies.lock().unwrap(), &message, epoch);
+                    }
+                });
+            }
+        }
+        tasks.join_all().await;
+        std::mem::replace(&mut self.latencies.lock().unwrap(), latencies())
+    }
 }
 
-async fn futures(connections: &[(Arc<RcConnection>, Arc<RcConnection>)], length: Duration) -> Latencies {
-    let epoch = Instant::now();
-    let mut tasks = JoinSet::new();
-    for (client, _) in connections {
-        for _ in 0..IN_FLIGHT {
-            let client = Arc::clone(client);
-            tasks.spawn(async move {
-                let mut latencies = latencies();
-                let mut buffer = client.pool().acquire().await;
-                while epoch.elapsed() < length {
-                    stamp(&mut buffer, epoch);
-                    let (sent, returned) = client.send(buffer).await;
-                    sent.unwrap();
-                    buffer = returned;
-                    record(&mut latencies, &client.recv().await.unwrap(), epoch);
-                }
-                latencies
-            });
-        }
-    }
+/// A thread per core, with a runtime and a queue of its own.
+fn by_core(cores: &[(Runtime, Group)], length: Duration) -> Latencies {
+    let start = Barrier::new(cores.len());
+    thread::scope(|scope| {
+        let threads: Vec<_> = cores
+            .iter()
+            .map(|(runtime, group)| {
+                scope.spawn(|| {
+                    start.wait();
+                    runtime.block_on(group.run(length))
+                })
+            })
+            .collect();
+        let mut all = latencies();
+        threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()).unwrap());
+        all
+    })
+}
+
+/// One runtime with a thread per core, between which tasks move.
+async fn shared(groups: &'static [Group], length: Duration) -> Latencies {
+    let mut runs = JoinSet::new();
+    groups.iter().for_each(|group| drop(runs.spawn(group.run(length))));
     let mut all = latencies();
-    while let Some(task) = tasks.join_next().await {
-        all.add(task.unwrap()).unwrap();
-    }
+    runs.join_all().await.into_iter().for_each(|latencies| all.add(latencies).unwrap());
     all
 }
 
@@ -294,7 +330,9 @@ async fn tcp(streams: Vec<TcpStream>, length: Duration) -> (Vec<TcpStream>, Late
             while outstanding > 0 {
                 filled += stream.read(&mut bytes[filled..]).await.unwrap();
                 let whole = filled / SIZE * SIZE;
-                bytes[..whole].chunks(SIZE).for_each(|message| record(&mut latencies, message, epoch));
+                for message in bytes[..whole].chunks(SIZE) {
+                    record(&mut latencies, message, epoch);
+                }
                 if epoch.elapsed() < length {
                     bytes[..whole].chunks_mut(SIZE).for_each(|message| stamp(message, epoch));
                     stream.write_all(&bytes[..whole]).await.unwrap();
@@ -349,42 +387,58 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(CORES).enable_all().build().unwrap()
 }
 
+fn core() -> (Runtime, Group) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let group = runtime.block_on(Group::new());
+    (runtime, group)
+}
+
 fn main() {
-    let seconds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(0.4);
+    let mut arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let seconds =
+        arguments.pop_if(|last| last.parse::<f64>().is_ok()).map_or(0.4, |last| last.parse().unwrap());
     let length = Duration::from_secs_f64(seconds);
     let mut loops: Vec<_> = (0..CORES).map(|_| Loop::new()).collect();
+    let cores: Vec<_> = (0..CORES).map(|_| core()).collect();
     let runtime = runtime();
-    let connections = runtime.block_on(connections());
-    let mut streams = runtime.block_on(streams());
-    let rows: &mut [(&str, Row); 3] = &mut [
-        ("synchronous loop", Row::default()),
-        ("futures", Row::default()),
-        ("TCP, tokio", Row::default()),
+    let groups: &'static [Group] =
+        (0..CORES).map(|_| runtime.block_on(Group::new())).collect::<Vec<_>>().leak();
+    let mut streams = Some(runtime.block_on(streams()));
+    let mut rows: [(&str, &mut dyn FnMut() -> Latencies, Row); 4] = [
+        ("synchronous loop", &mut || synchronous(&mut loops, length), Row::default()),
+        ("futures, a runtime per core", &mut || by_core(&cores, length), Row::default()),
+        ("futures, one runtime", &mut || runtime.block_on(shared(groups, length)), Row::default()),
+        (
+            "TCP, tokio",
+            &mut || {
+                let (back, latencies) = runtime.block_on(tcp(streams.take().unwrap(), length));
+                streams = Some(back);
+                latencies
+            },
+            Row::default(),
+        ),
     ];
+    let is_wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part));
     // A first turn of all, to warm up, does not count.
     for turn in 0..=TURNS {
-        let start = Instant::now();
-        let mut results = vec![rate(start, synchronous(&mut loops, length))];
-        let start = Instant::now();
-        results.push(rate(start, runtime.block_on(futures(&connections, length))));
-        let start = Instant::now();
-        let (back, latencies) = runtime.block_on(tcp(streams, length));
-        streams = back;
-        results.push(rate(start, latencies));
-        if turn > 0 {
-            rows.iter_mut().zip(results).for_each(|((_, row), result)| row.add(result));
+        for (_, run, row) in rows.iter_mut().filter(|(name, ..)| is_wanted(name)) {
+            let start = Instant::now();
+            let latencies = run();
+            if turn > 0 {
+                row.add(rate(start, latencies));
+            }
         }
     }
     println!(
         "{PAIRS} pairs x {IN_FLIGHT} echoes of {SIZE} bytes in flight, {CORES} cores, median of {TURNS} turns of {seconds} s"
     );
-    println!("{:<18} {:>12} {:>10} {:>10} {:>8}", "", "echoes/s", "p50 us", "p99 us", "ratio");
-    let first = rows[0].1.rate();
-    for (name, row) in rows {
+    println!("{:<28} {:>12} {:>10} {:>10} {:>8}", "", "echoes/s", "p50 us", "p99 us", "ratio");
+    let first = rows.iter().find(|(name, ..)| is_wanted(name)).map_or(1.0, |(.., row)| row.rate());
+    for (name, _, row) in rows.iter().filter(|(name, ..)| is_wanted(name)) {
         let all = row.all.as_ref().unwrap();
         let micros = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
         println!(
-            "{name:<18} {:>12.0} {:>10.1} {:>10.1} {:>8.2}",
+            "{name:<28} {:>12.0} {:>10.1} {:>10.1} {:>8.2}",
             row.rate(),
             micros(0.5),
             micros(0.99),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rdma_core::{CompletionChannel, Context, Error};
-use tokio::{io::unix::AsyncFd, task::AbortHandle};
+use tokio::{io::unix::AsyncFd, runtime::Handle, task::AbortHandle};
 
 use crate::{
     fd,
@@ -26,6 +26,7 @@ pub(crate) struct Driver {
     queues: Arc<Queues>,
     next: AtomicU64,
     task: AbortHandle,
+    home: Handle,
 }
 
 /// The queues by the number that their events carry.
@@ -42,7 +43,8 @@ impl Driver {
         let fd = fd::register(channel.clone())?;
         let queues = Arc::new(Queues::default());
         let task = tokio::spawn(serve(fd, Arc::clone(&queues))).abort_handle();
-        Ok(Arc::new(Driver { context: context.clone(), channel, queues, next: AtomicU64::new(0), task }))
+        let (context, next, home) = (context.clone(), AtomicU64::new(0), Handle::current());
+        Ok(Arc::new(Driver { context, channel, queues, next, task, home }))
     }
 
     /// A completion queue on the channel.
@@ -53,7 +55,8 @@ impl Driver {
     ) -> Result<CompletionQueue, Error> {
         let key = self.next.fetch_add(1, Relaxed);
         let cq = self.context.completion_queue(depth).channel(&self.channel).user(key).build()?;
-        let queue = CompletionQueue::new(cq, mode, Arc::clone(self));
+        let home = Handle::try_current().unwrap_or_else(|_| self.home.clone());
+        let queue = CompletionQueue::new(cq, mode, home, Arc::clone(self));
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.insert(key, Arc::downgrade(&queue.shared));
         Ok(queue)

@@ -347,6 +347,13 @@ impl<T: Carries> Deliver for Shared<T> {
         let waker = self.state.lock().deliver(slot, completion, later);
         later.wake(waker);
     }
+
+    fn wake_all(&self, later: &mut Later) {
+        let mut state = self.state.lock();
+        let State { only, entries, senders, receivers, .. } = &mut *state;
+        let operations = entries.iter_mut().chain([only]).filter_map(|entry| entry.waker.take());
+        later.wake(operations.chain(senders.all()).chain(receivers.all()));
+    }
 }
 
 impl<T: Carries> State<T> {

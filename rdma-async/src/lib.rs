@@ -67,6 +67,7 @@ mod counters;
 mod datagram;
 mod domain;
 mod driver;
+mod duty;
 mod error;
 mod events;
 pub mod exchange;
@@ -75,6 +76,7 @@ mod lane;
 mod line;
 mod message;
 mod operate;
+mod poller;
 mod pool;
 mod pools;
 mod publish;
@@ -84,6 +86,7 @@ mod receive;
 mod source;
 mod trace;
 mod wait;
+mod waiter;
 
 pub use connection::{
     Batch, Config, Connected, Connection, Listener, RcConnection, Recv, UcConnection, connect, connect_over,

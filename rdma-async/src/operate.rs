@@ -11,6 +11,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use parking_lot::MutexGuard;
 use rdma_core::{
     Buffer, CompletionError, Error, Payload, PostError, PostErrorKind, ProtectionDomain, WorkRequest,
 };
@@ -19,8 +20,8 @@ use crate::{
     error::OperationError,
     lane::{Carries, Finished, Lane, NONE, State},
     line::Ticket,
-    queue::Waiter,
     source::sealed::Source,
+    waiter::Waiter,
 };
 
 /// Whose lane it is, and what failures mean there.
@@ -90,8 +91,9 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
 
     /// The first poll: posts, and looks whether what was posted is done already. `None` when it is not, or failed: see `wait`.
     #[inline(always)]
-    fn start(&mut self, source: S, request: F) -> Option<S> {
-        let lane = self.owner.lane();
+    fn start(&mut self, source: S, request: F, cx: &mut Context<'_>) -> Option<S> {
+        let owner = self.owner;
+        let lane = owner.lane();
         if source.len() > self.limit {
             return self.too_long(source);
         }
@@ -115,12 +117,32 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
             return self.not_posted(error, kept);
         }
         state.posted(slot, 1);
+        if lane.queue.shared.duty.is_polled() {
+            return self.rely(state, slot, kept, cx);
+        }
         let buffer = if S::IS_BUFFER { lane.read(&mut state, slot) } else { lane.read(&mut state, NONE) };
         lane.after(state);
         match buffer {
             Some(buffer) => Some(S::of_buffer(kept, buffer)),
             None => self.wait_for(Stage::Posted { slot, kept }),
         }
+    }
+
+    /// What was posted is waited for, and somebody else looks for it: leaves the waker. `None`, for it is not done.
+    #[inline(never)]
+    fn rely(
+        &mut self,
+        mut state: MutexGuard<'c, State<O::Transport>>,
+        slot: u32,
+        kept: S::Kept,
+        cx: &mut Context<'_>,
+    ) -> Option<S> {
+        let mut waiter = Waiter::new(&self.owner.lane().queue.shared);
+        let old = if waiter.joins() { state.register(slot, cx.waker()) } else { None };
+        drop(state);
+        drop(old);
+        *self.wait = Some(Wait { stage: Stage::Posted { slot, kept }, waiter });
+        None
     }
 
     /// To be waited for. `None`, for it is not done.
@@ -165,6 +187,9 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         if let Stage::Memory(future) = stage {
             return future.as_mut().poll(cx);
         }
+        if waiter.has_joined() {
+            return Poll::Pending;
+        }
         match waiter.poll(cx, |cx| stage.check(owner, cx)) {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {
@@ -184,7 +209,7 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Ope
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
         let this = &mut *self;
         if let Some((source, request)) = this.start.take()
-            && let Some(source) = this.start(source, request)
+            && let Some(source) = this.start(source, request, cx)
         {
             return Poll::Ready((Ok(()), source));
         }

@@ -16,6 +16,9 @@ use rdma_core::{Buffer, Completion, Completions, PollError};
 pub(crate) trait Deliver: Send + Sync {
     /// `slot` is the number of the work request. Called with the completion queue's lock held.
     fn deliver(&self, slot: u32, completion: Completion<'_>, later: &mut Later);
+
+    /// Whoever waits is to look for themselves. Called with the completion queue's lock held.
+    fn wake_all(&self, later: &mut Later);
 }
 
 /// Names a lane of a completion queue, in the upper bits of its work requests' numbers: an index, and a generation that is another
@@ -164,6 +167,14 @@ impl Reader {
         if !self.later.any {
             self.later = later;
         }
+    }
+
+    /// Wakes everybody who waits.
+    pub(crate) fn wake_all(&mut self) {
+        for lane in self.lanes.iter().filter_map(|registered| registered.lane.as_ref()) {
+            lane.wake_all(&mut self.later);
+        }
+        self.later.wake(self.starved.drain(..));
     }
 
     /// Wakes `waker` when there may be room again.

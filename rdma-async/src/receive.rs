@@ -15,7 +15,7 @@ use crate::{
     lane::{Carries, Lane, NONE, State},
     line::Ticket,
     operate::Owner,
-    queue::Waiter,
+    waiter::Waiter,
 };
 
 /// The owner of receives.
@@ -85,7 +85,18 @@ impl<'c, O: Receiver> Receive<'c, O> {
         let lane = self.owner.lane();
         let waiter = Waiter::new(&lane.queue.shared);
         let wait = self.wait.insert(Wait { ticket: 0, waiter, starved: None });
-        if wait.waiter.sleeps_at_once() {
+        if wait.waiter.joins() {
+            if state.receive_error.is_none() && state.expects() {
+                let old = state.receivers.stand(&mut wait.ticket, cx);
+                drop(state);
+                drop(old);
+                if wait.waiter.has_joined() {
+                    return Poll::Pending;
+                }
+            } else {
+                drop(state);
+            }
+        } else if wait.waiter.sleeps_at_once() {
             lane.read(&mut state, NONE);
             if let Some(mail) = take(lane, &mut state, 0) {
                 lane.after(state);

@@ -15,7 +15,7 @@ use crate::{
     lane::{Finished, Lane, State},
     line::Ticket,
     operate::{Owner, leave, wake},
-    queue::Waiter,
+    waiter::Waiter,
 };
 
 /// Sends and writes that are posted together, in order: one chain of work requests, one doorbell, and a completion for the last one

@@ -1,0 +1,273 @@
+//! How one future waits for a completion of a queue.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use rdma_core::Error;
+
+use crate::{
+    duty::Role,
+    queue::{Shared, yield_to_runtime},
+    wait::{BUSY_TURN, WaitMode},
+};
+
+/// One future's wait for a completion of a queue, over any number of polls.
+pub(crate) struct Waiter<'q> {
+    queue: &'q Shared,
+    /// When it first looked in vain.
+    since: Option<Instant>,
+    /// It counts among those who wait on the queue.
+    is_counted: bool,
+    /// It looks for all who wait, within this poll.
+    spins: bool,
+    /// It counts since this poll, and its waker is registered.
+    has_joined: bool,
+}
+
+impl<'q> Waiter<'q> {
+    #[inline]
+    pub(crate) fn new(queue: &'q Shared) -> Self {
+        Waiter { queue, since: None, is_counted: false, spins: false, has_joined: false }
+    }
+
+    /// Polls until `check` is ready, or somebody else looks, or it is time to let other tasks run.
+    ///
+    /// `check` looks whether what the future waits for is there; with a context it registers the waker if not.
+    ///
+    /// # Errors
+    ///
+    /// A poll of the completion queue that failed: what the future waits for may never come.
+    #[inline]
+    pub(crate) fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut check: impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Poll<Result<T, Error>> {
+        if let Poll::Ready(value) = check(None) {
+            self.found();
+            return Poll::Ready(Ok(value));
+        }
+        if !self.queue.duty.is_polled() {
+            match self.queue.dispatch() {
+                Ok(0) => {}
+                Ok(_) => {
+                    if let Poll::Ready(value) = check(None) {
+                        self.found();
+                        return Poll::Ready(Ok(value));
+                    }
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        let result = self.wait(cx, check);
+        // A poll that was cut short by an error, or by a panic of a waker: see `drop`.
+        if self.spins {
+            self.found();
+        }
+        result
+    }
+
+    fn wait<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut check: impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Poll<Result<T, Error>> {
+        let queue = self.queue;
+        loop {
+            let spin =
+                if queue.mode == WaitMode::Event { self.rely_or_sleep() } else { self.spin(&mut check) };
+            match spin {
+                Ok(Spin::Found(value)) => {
+                    self.found();
+                    return Poll::Ready(Ok(value));
+                }
+                Ok(Spin::Rely) => {
+                    if let Poll::Ready(value) = check(Some(cx)) {
+                        self.found();
+                        return Poll::Ready(Ok(value));
+                    }
+                    // With the waker in place: whoever gives up the duty for good wakes all.
+                    if queue.duty.is_seen_to() {
+                        return Poll::Pending;
+                    }
+                }
+                Ok(Spin::Yield) => {
+                    yield_to_runtime(cx);
+                    return Poll::Pending;
+                }
+                Ok(Spin::Sleep) => break,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        // Sleep. The future counts as waiting; then its waker, then the flag: an event that the driver takes after it saw nobody wait
+        // leaves the flag cleared for us, and any other dispatches our completion, whose waker is in place.
+        if let Poll::Ready(value) = check(Some(cx)) {
+            self.found();
+            return Poll::Ready(Ok(value));
+        }
+        match self.fall_asleep() {
+            Ok(true) => return Poll::Pending,
+            Ok(false) => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        match check(None) {
+            Poll::Ready(value) => {
+                self.found();
+                Poll::Ready(Ok(value))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Whether a wait does not begin with spinning.
+    #[inline]
+    pub(crate) fn sleeps_at_once(&self) -> bool {
+        self.queue.mode == WaitMode::Event
+    }
+
+    /// Goes to sleep; the waker is where it will be called. False when the queue had to be armed, which dispatched what had come before:
+    /// then a last look is due.
+    #[inline]
+    pub(crate) fn sleep(&mut self) -> Result<bool, Error> {
+        if self.count() && self.queue.post.is_reliable() {
+            return Ok(true);
+        }
+        self.fall_asleep()
+    }
+
+    /// Joins those who rely on the poller, if it looks: then the waker is to be registered. For a future that does not count yet.
+    #[inline]
+    pub(crate) fn joins(&mut self) -> bool {
+        let queue = self.queue;
+        self.has_joined = queue.duty.is_polled() && queue.duty.join(|| queue.post.is_reliable());
+        self.is_counted = self.has_joined;
+        self.has_joined
+    }
+
+    /// Whether the future just joined, and registered its waker: then it is pending.
+    #[inline]
+    pub(crate) fn has_joined(&mut self) -> bool {
+        std::mem::take(&mut self.has_joined) && self.queue.duty.is_seen_to()
+    }
+
+    /// Counts as waiting from now on; whether the poller looks.
+    #[inline]
+    fn count(&mut self) -> bool {
+        let duty = &self.queue.duty;
+        if self.is_counted {
+            return duty.is_polled() && duty.is_seen_to();
+        }
+        self.is_counted = true;
+        duty.count()
+    }
+
+    #[inline]
+    fn fall_asleep(&mut self) -> Result<bool, Error> {
+        self.queue.statistics.sleeps.fetch_add(1, Relaxed);
+        if !self.queue.duty.sleep(std::mem::take(&mut self.spins)) {
+            return Ok(true);
+        }
+        match self.queue.arm_and_drain() {
+            Ok(_) => Ok(false),
+            Err(error) => {
+                // Those who relied on this meet the error themselves.
+                self.queue.wake_all();
+                Err(error)
+            }
+        }
+    }
+
+    /// What a future that does not spin does instead.
+    fn rely_or_sleep<T>(&mut self) -> Result<Spin<T>, Error> {
+        Ok(if self.count() && self.queue.post.is_reliable() { Spin::Rely } else { Spin::Sleep })
+    }
+
+    fn spin<T>(
+        &mut self,
+        check: &mut impl FnMut(Option<&mut Context<'_>>) -> Poll<T>,
+    ) -> Result<Spin<T>, Error> {
+        let queue = self.queue;
+        let is_busy = queue.mode == WaitMode::Busy;
+        let role = queue.duty.enter(self.is_counted, is_busy, || queue.post.is_reliable());
+        self.is_counted = true;
+        match role {
+            Role::Spin => self.spins = true,
+            Role::SpinApart => {}
+            Role::Rely => return Ok(Spin::Rely),
+            Role::Call => {
+                queue.call_poller();
+                return Ok(Spin::Rely);
+            }
+        }
+        let (start, limit) = if is_busy {
+            (Instant::now(), BUSY_TURN)
+        } else {
+            (*self.since.get_or_insert_with(Instant::now), queue.times.spin())
+        };
+        let mut spins = 0;
+        let end = loop {
+            if start.elapsed() >= limit {
+                break if is_busy { self.hand_over() } else { Spin::Sleep };
+            }
+            spins += 1;
+            std::hint::spin_loop();
+            let dispatched = queue.dispatch()?;
+            // Also without a completion of this round: another thread may have dispatched ours.
+            if let Poll::Ready(value) = check(None) {
+                break Spin::Found(value);
+            }
+            // Other futures were woken, probably of this thread: they have something to do, this one has not.
+            if dispatched > 0 && queue.duty.has_others() {
+                break self.hand_over();
+            }
+        };
+        queue.statistics.spins.fetch_add(spins, Relaxed);
+        Ok(end)
+    }
+
+    /// Spins no longer, because others wait too, or want to run.
+    fn hand_over<T>(&mut self) -> Spin<T> {
+        if !std::mem::take(&mut self.spins) {
+            return Spin::Yield;
+        }
+        let Some(is_to_call) = self.queue.duty.hand_over() else { return Spin::Yield };
+        if is_to_call {
+            self.queue.call_poller();
+        }
+        if self.queue.post.is_reliable() { Spin::Rely } else { Spin::Yield }
+    }
+
+    /// What the future waited for is there.
+    #[inline]
+    pub(crate) fn found(&mut self) {
+        self.leave();
+        if let Some(since) = self.since.take() {
+            self.queue.times.learn(since.elapsed());
+        }
+    }
+
+    #[inline]
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_counted) && self.queue.duty.leave(std::mem::take(&mut self.spins)) {
+            self.queue.call_poller();
+        }
+    }
+}
+
+enum Spin<T> {
+    Found(T),
+    /// Somebody else looks.
+    Rely,
+    Yield,
+    Sleep,
+}
+
+impl Drop for Waiter<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
