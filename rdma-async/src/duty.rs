@@ -162,10 +162,11 @@ impl Duty {
         self.0.fetch_and(!ARMED, SeqCst);
     }
 
-    /// As `arm`, if somebody waits for whom nobody looks.
-    pub(crate) fn rearm(&self) -> bool {
+    /// As `arm`, if somebody waits for whom nobody looks. `may_rely`: the poller runs if it is to look.
+    pub(crate) fn rearm(&self, may_rely: bool) -> bool {
+        let looks = if may_rely { POLLED | ARMED } else { ARMED };
         self.change(|word| {
-            let is_due = word >= ONE && word & (POLLED | ARMED) == 0;
+            let is_due = word >= ONE && word & looks == 0;
             (if is_due { word | ARMED } else { word }, is_due)
         })
     }
@@ -186,8 +187,14 @@ impl Duty {
         })
     }
 
-    /// The poller stops; those who wait rely on the event that the queue is armed for.
-    pub(crate) fn rest(&self) {
+    /// The poller stops if the queue is armed still: those who wait rely on the event. Otherwise the event was taken meanwhile, and left
+    /// to the poller: false, and it goes on.
+    pub(crate) fn rest(&self) -> bool {
+        self.change(|word| if word & ARMED == 0 { (word, false) } else { (word & !POLLED, true) })
+    }
+
+    /// The poller stops. Those who relied on it have to be woken.
+    pub(crate) fn give_up(&self) {
         self.0.fetch_and(!POLLED, SeqCst);
     }
 

@@ -124,7 +124,7 @@ impl Future for Poller {
                 Err(error) => {
                     // Each future meets the error itself.
                     trace::queue_failed(&error);
-                    queue.duty.rest();
+                    queue.duty.give_up();
                     queue.wake_all();
                     continue;
                 }
@@ -154,6 +154,7 @@ impl Poller {
         }
         let found = if queue.duty.arm() { queue.arm_and_drain()? } else { 0 };
         if found == 0 {
+            // If it is not armed any more, the next round arms it again.
             queue.duty.rest();
         }
         Ok(found)

@@ -196,7 +196,8 @@ impl Shared {
     pub(crate) fn on_event(&self) {
         self.statistics.events.fetch_add(1, Relaxed);
         self.duty.disarm();
-        if self.duty.is_polled() {
+        let may_rely = self.post.is_reliable();
+        if may_rely && self.duty.is_polled() {
             return;
         }
         if let Err(error) = self.drain() {
@@ -204,7 +205,7 @@ impl Shared {
             self.wake_all();
         }
         // Several wait: where one completion came there are more to come.
-        if self.duty.call() {
+        if may_rely && self.duty.call() {
             self.call_poller();
         }
     }
@@ -212,7 +213,7 @@ impl Shared {
     /// Arms the queue again if futures still wait, nobody looks for them, and none of them armed it meanwhile.
     pub(crate) fn rearm(&self) {
         // A future that is missed here, because it goes to sleep only now, finds the queue disarmed and arms it.
-        if self.duty.rearm()
+        if self.duty.rearm(self.post.is_reliable())
             && let Err(error) = self.arm_and_drain()
         {
             // The futures that wait here meet the same error when they poll.

@@ -195,6 +195,7 @@ impl<'q> Waiter<'q> {
         self.is_counted = true;
         match role {
             Role::Spin => self.spins = true,
+            // Others look too: by turns, one look each.
             Role::SpinApart => {}
             Role::Rely => return Ok(Spin::Rely),
             Role::Call => {
@@ -220,7 +221,7 @@ impl<'q> Waiter<'q> {
                 break Spin::Found(value);
             }
             // Other futures were woken, probably of this thread: they have something to do, this one has not.
-            if dispatched > 0 && queue.duty.has_others() {
+            if role == Role::SpinApart || dispatched > 0 && queue.duty.has_others() {
                 break self.hand_over();
             }
         };

@@ -1,0 +1,248 @@
+//! Every interleaving of those who may look for the completions of a queue, under the model checker (`ci/loom.sh`): the module `duty` that
+//! rdma-async ships, between two futures, the poller, and a device that completes something for each and raises events.
+//!
+//! A wake-up that is lost is a deadlock, which loom reports.
+#![cfg(all(test, loom))]
+
+#[path = "../../../rdma-async/src/duty.rs"]
+#[allow(dead_code, reason = "the models use a part of it")]
+mod duty;
+
+use std::sync::Arc;
+
+use duty::{Duty, Role};
+use loom::{
+    sync::{
+        Mutex, Notify,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+};
+
+const FUTURES: usize = 2;
+
+/// What is under a lane's lock, for each future.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    is_ready: bool,
+    has_waker: bool,
+}
+
+struct Queue {
+    duty: Duty,
+    /// Completions that nobody has read: a bit for each future.
+    completions: AtomicUsize,
+    is_armed: AtomicBool,
+    places: Mutex<[Place; FUTURES]>,
+    wakers: [Notify; FUTURES],
+    poller: Notify,
+    /// The poller is called when it is asleep, and looks at the duty before it sleeps.
+    is_asleep: Mutex<bool>,
+    done: AtomicUsize,
+    /// Those who wait spin by turns; otherwise they sleep at once.
+    is_busy: bool,
+}
+
+impl Queue {
+    fn new(is_busy: bool) -> Arc<Queue> {
+        Arc::new(Queue {
+            duty: Duty::new(),
+            completions: AtomicUsize::new(0),
+            is_armed: AtomicBool::new(false),
+            places: Mutex::new([Place::default(); FUTURES]),
+            wakers: [Notify::new(), Notify::new()],
+            poller: Notify::new(),
+            is_asleep: Mutex::new(false),
+            done: AtomicUsize::new(0),
+            is_busy,
+        })
+    }
+
+    /// Reads what completed, and wakes whom it belongs to.
+    fn dispatch(&self) -> usize {
+        let completions = self.completions.swap(0, SeqCst);
+        for i in (0..FUTURES).filter(|i| completions & 1 << i != 0) {
+            let mut places = self.places.lock().unwrap();
+            places[i].is_ready = true;
+            if std::mem::take(&mut places[i].has_waker) {
+                drop(places);
+                self.wakers[i].notify();
+            }
+        }
+        completions.count_ones() as usize
+    }
+
+    fn arm_and_drain(&self) -> usize {
+        self.is_armed.swap(true, SeqCst);
+        self.dispatch()
+    }
+
+    fn call_poller(&self) {
+        if std::mem::take(&mut *self.is_asleep.lock().unwrap()) {
+            self.poller.notify();
+        }
+    }
+
+    /// Whether it is ready; leaves the waker if it is `asked` to and is not.
+    fn check(&self, i: usize, leaves_waker: bool) -> bool {
+        let mut places = self.places.lock().unwrap();
+        places[i].has_waker = leaves_waker && !places[i].is_ready;
+        places[i].is_ready
+    }
+
+    /// A task that awaits one future.
+    fn wait(&self, i: usize) {
+        let mut is_counted = false;
+        loop {
+            match self.poll(i, &mut is_counted) {
+                Polled::Ready => break,
+                Polled::Pending => self.wakers[i].wait(),
+                Polled::Yield => thread::yield_now(),
+            }
+        }
+        if self.done.fetch_add(1, SeqCst) + 1 == FUTURES {
+            self.poller.notify();
+        }
+    }
+
+    fn found(&self, spins: bool) -> Polled {
+        if self.duty.leave(spins) {
+            self.call_poller();
+        }
+        Polled::Ready
+    }
+
+    fn poll(&self, i: usize, is_counted: &mut bool) -> Polled {
+        let is_ready =
+            self.check(i, false) || !self.duty.is_polled() && self.dispatch() > 0 && self.check(i, false);
+        if is_ready {
+            return if *is_counted { self.found(false) } else { Polled::Ready };
+        }
+        loop {
+            let role = self.duty.enter(*is_counted, self.is_busy, || true);
+            *is_counted = true;
+            let mut spins = false;
+            match role {
+                Role::Spin => {
+                    spins = true;
+                    let dispatched = self.dispatch();
+                    if self.check(i, false) {
+                        return self.found(true);
+                    }
+                    if self.is_busy || dispatched > 0 && self.duty.has_others() {
+                        match self.duty.hand_over() {
+                            None => return Polled::Yield,
+                            Some(is_to_call) => {
+                                if is_to_call {
+                                    self.call_poller();
+                                }
+                                spins = false;
+                            }
+                        }
+                    }
+                }
+                Role::SpinApart => unreachable!("both may rely on the poller"),
+                Role::Rely => {}
+                Role::Call => self.call_poller(),
+            }
+            if self.check(i, true) {
+                return self.found(spins);
+            }
+            if spins {
+                break;
+            }
+            if self.duty.is_seen_to() {
+                return Polled::Pending;
+            }
+        }
+        if self.duty.sleep(true) {
+            self.arm_and_drain();
+            if self.check(i, true) {
+                return self.found(false);
+            }
+        }
+        Polled::Pending
+    }
+
+    /// The poller's task.
+    fn serve(&self) {
+        while self.done.load(SeqCst) < FUTURES {
+            if self.duty.retire() {
+                let mut is_asleep = self.is_asleep.lock().unwrap();
+                if !self.duty.is_polled() {
+                    *is_asleep = true;
+                    drop(is_asleep);
+                    self.poller.wait();
+                }
+                continue;
+            }
+            if self.dispatch() > 0 || self.is_busy {
+                thread::yield_now();
+                continue;
+            }
+            let found = if self.duty.arm() { self.arm_and_drain() } else { 0 };
+            if found == 0 {
+                self.duty.rest();
+            }
+        }
+    }
+
+    /// The device, and the driver, which takes its events.
+    fn complete(&self, i: usize) {
+        self.completions.fetch_or(1 << i, SeqCst);
+        if !self.is_armed.swap(false, SeqCst) {
+            return;
+        }
+        self.duty.disarm();
+        if self.duty.is_polled() {
+            return;
+        }
+        self.dispatch();
+        if self.duty.call() {
+            self.call_poller();
+        }
+        if self.duty.rearm(true) {
+            self.arm_and_drain();
+        }
+    }
+}
+
+enum Polled {
+    Ready,
+    Pending,
+    Yield,
+}
+
+fn model(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(run);
+}
+
+fn everybody_is_served(is_busy: bool) {
+    let queue = Queue::new(is_busy);
+    let spawn = |run: fn(&Queue)| {
+        let queue = Arc::clone(&queue);
+        thread::spawn(move || run(&queue))
+    };
+    let threads = [
+        spawn(|queue| queue.wait(1)),
+        spawn(Queue::serve),
+        spawn(|queue| {
+            queue.complete(0);
+            queue.complete(1);
+        }),
+    ];
+    queue.wait(0);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn loom_asleep() {
+    model(2, || everybody_is_served(false));
+}
+
+#[test]
+fn loom_busy() {
+    model(2, || everybody_is_served(true));
+}
