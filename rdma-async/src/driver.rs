@@ -53,6 +53,9 @@ impl Driver {
         depth: u32,
         mode: WaitMode,
     ) -> Result<CompletionQueue, Error> {
+        if mode != WaitMode::Busy {
+            self.check()?;
+        }
         let key = self.next.fetch_add(1, Relaxed);
         let cq = self.context.completion_queue(depth).channel(&self.channel).user(key).build()?;
         let home = Handle::try_current().unwrap_or_else(|_| self.home.clone());
@@ -60,6 +63,22 @@ impl Driver {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.insert(key, Arc::downgrade(&queue.shared));
         Ok(queue)
+    }
+
+    /// Somebody takes events, on whom a future that sleeps can rely.
+    ///
+    /// # Errors
+    ///
+    /// The runtime of the domain is gone.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.task.is_finished() {
+            return Err(Error::Invalid {
+                what: "the runtime that the domain was opened on is gone, so nobody takes the events of its completion queues; open \
+                       the domain on a runtime that lives as long, or wait with WaitMode::Busy"
+                    .to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Forgets a queue that is being dropped.

@@ -159,9 +159,33 @@ impl Shared {
             _ => return,
         };
         for pair in pairs {
-            pair.end(Ended::Event { event: format!("{event:?}") });
+            pair.end(Ended::Event { event: explain(event) });
         }
     }
+}
+
+/// What a fatal event means, and what to look at.
+fn explain(event: &Event) -> String {
+    let (kind, meaning) = match event {
+        Event::QueuePair(kind, _) => match kind {
+            EventKind::QpAccessError => (
+                kind,
+                "the peer's request named a key, a range or a right that this side does not grant; compare what it was given with \
+                 Config::regions and with the access of the regions",
+            ),
+            EventKind::QpRequestError => (
+                kind,
+                "the peer's request is one that this queue pair cannot carry out; look at the peer's own error",
+            ),
+            kind => (kind, "the device cannot go on with this queue pair; its kernel log may say why"),
+        },
+        Event::CompletionQueue(kind, _) => {
+            (kind, "the completion queue lost completions, and with it all its queue pairs; make a new one")
+        }
+        Event::Device(kind) => (kind, "the device failed; nothing on it can be used until it was reset"),
+        other => return format!("{other:?}"),
+    };
+    format!("{kind:?}: {meaning}")
 }
 
 impl fmt::Debug for Watchman {

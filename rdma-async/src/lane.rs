@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rdma_core::{
-    Buffer, Completion, CompletionError, QueuePair, RecvRequest, Success, WorkCompletion,
+    Buffer, Completion, CompletionError, Error, QueuePair, RecvRequest, Success, WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
 use tokio::sync::Notify;
@@ -59,6 +59,7 @@ pub(crate) struct Lane<T: Carries> {
     pub(crate) queue: CompletionQueue,
     pub(crate) pool: BufferPool,
     key: Key,
+    receive_depth: u32,
     shared: Arc<Shared<T>>,
 }
 
@@ -156,12 +157,17 @@ impl Finished {
 
 impl<T: Carries> Lane<T> {
     /// A lane without a queue pair, to whose key completions of `queue` are handed from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] if the receives of all lanes would leave no place in the completion queue for sends.
     pub(crate) fn new(
         queue: &CompletionQueue,
         pool: BufferPool,
         send_depth: u32,
         receive_depth: u32,
-    ) -> Self {
+    ) -> Result<Self, Error> {
+        queue.shared.keep_places(receive_depth)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 qp: None,
@@ -187,7 +193,7 @@ impl<T: Carries> Lane<T> {
             end: Notify::new(),
         });
         let key = queue.shared.add_lane(Arc::clone(&shared) as Arc<dyn Deliver>);
-        Lane { queue: queue.clone(), pool, key, shared }
+        Ok(Lane { queue: queue.clone(), pool, key, receive_depth, shared })
     }
 
     #[inline(always)]
@@ -317,6 +323,7 @@ impl<T: Carries> Drop for Lane<T> {
         // What was in flight is read once more, so that its buffers come home. A queue that cannot be read keeps them until it goes.
         let _ = self.queue.shared.dispatch();
         self.queue.shared.remove_lane(self.key);
+        self.queue.shared.give_places(self.receive_depth);
     }
 }
 

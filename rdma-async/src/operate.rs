@@ -17,7 +17,7 @@ use rdma_core::{
 };
 
 use crate::{
-    error::OperationError,
+    error::{Ended, OperationError},
     lane::{Carries, Finished, Lane, NONE, State},
     line::Ticket,
     source::sealed::Source,
@@ -187,6 +187,11 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         if let Stage::Memory(future) = stage {
             return future.as_mut().poll(cx);
         }
+        if let Stage::Line { ticket, .. } = stage
+            && stands_behind(owner.lane(), ticket, cx)
+        {
+            return Poll::Pending;
+        }
         if waiter.has_joined() {
             return Poll::Pending;
         }
@@ -331,6 +336,18 @@ fn give_up<T: Carries, S: Source>(lane: &Lane<T>, wait: Option<Wait<'_, T, S>>) 
     }
 }
 
+/// Whether others come first: then it stands behind them, and the one before it wakes it.
+pub(crate) fn stands_behind<T: Carries>(lane: &Lane<T>, ticket: &mut Ticket, cx: &Context<'_>) -> bool {
+    let mut state = lane.lock();
+    if state.ended.is_some() || state.senders.is_turn(*ticket) {
+        return false;
+    }
+    let old = state.senders.stand(ticket, cx);
+    drop(state);
+    drop(old);
+    true
+}
+
 /// Leaves the line of senders. Gives the waker left there, and that of the next one, to be called.
 pub(crate) fn leave<T: Carries>(state: &mut State<T>, ticket: &mut Ticket) -> (Option<Waker>, Option<Waker>) {
     if *ticket == 0 {
@@ -399,7 +416,10 @@ async fn copy_and_operate<O: Owner, S: Source, F: Request<O::Transport>>(
 ) -> Outcome<S> {
     let lane = owner.lane();
     let mut copy = if source.len() <= lane.pool.buffer_size() {
-        lane.pool.acquire().await
+        match acquire(lane).await {
+            Ok(buffer) => buffer,
+            Err(ended) => return (Err(ended.into()), source),
+        }
     } else {
         match memory_of_its_own(lane.pool.domain(), source.len()) {
             Ok(buffer) => buffer,
@@ -410,6 +430,15 @@ async fn copy_and_operate<O: Owner, S: Source, F: Request<O::Transport>>(
     copy.copy_from_slice(source.bytes());
     let (result, _copy) = Operate::new(owner, usize::MAX, copy, request).await;
     (result, source)
+}
+
+/// The next idle buffer of the pool, unless the lane ends first: who keeps the others may wait for that.
+pub(crate) async fn acquire<T: Carries>(lane: &Lane<T>) -> Result<Buffer, Ended> {
+    tokio::select! {
+        biased;
+        reason = lane.until_ended() => Err(reason),
+        buffer = lane.pool.acquire() => Ok(buffer),
+    }
 }
 
 /// Registered for one operation, which is too long for the pool.

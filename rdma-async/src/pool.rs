@@ -78,7 +78,8 @@ impl BufferPool {
     ///
     /// # Errors
     ///
-    /// What the allocation or the registration says; `ENOMEM` of the latter names the limit on locked memory.
+    /// [`Error::Invalid`] for buffers of 4 GiB or more, which no message can have; what the allocation or the registration says: `ENOMEM`
+    /// of the latter names the limit on locked memory.
     ///
     /// # Panics
     ///
@@ -95,7 +96,13 @@ impl BufferPool {
         registry: Option<&Arc<Registry>>,
     ) -> Result<BufferPool, Error> {
         assert!(count > 0, "a pool of no buffers");
-        let buffer_size = size.max(1).next_multiple_of(ALIGNMENT);
+        let buffer_size = size.max(1).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        if u32::try_from(buffer_size).is_err() {
+            return Err(Error::Invalid {
+                what: format!("buffers of {size} bytes: a message has less than 4 GiB"),
+            });
+        }
+        let memory = domain.allocate(buffer_size.saturating_mul(count))?;
         let home = Arc::new(Home {
             last: AtomicCell::new(None),
             others: Mutex::new(Vec::with_capacity(count)),
@@ -103,7 +110,6 @@ impl BufferPool {
             capacity: count,
             returned: Notify::new(),
         });
-        let memory = domain.allocate(buffer_size.saturating_mul(count))?;
         let home_of_buffers = Arc::clone(&home) as Arc<dyn BufferHome>;
         // Handed out and dropped at once, each buffer finds its way home.
         let mut buffers = memory.into_homed(buffer_size, home_of_buffers).map(IdleBuffer::into_buffer);

@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
 };
@@ -44,12 +44,14 @@ pub(crate) struct Shared {
     room: Waker,
     pub(crate) mode: WaitMode,
     pub(crate) times: WaitTimes,
+    /// Places that the receives of lanes hold.
+    kept: AtomicU32,
     pub(crate) duty: Duty,
     pub(crate) post: Post,
     this: Weak<Shared>,
     pub(crate) statistics: Statistics,
     /// Takes this queue's events; declared last so that it outlives the queue.
-    driver: Arc<Driver>,
+    pub(crate) driver: Arc<Driver>,
 }
 
 #[derive(Default)]
@@ -76,6 +78,7 @@ impl CompletionQueue {
                 room: room.into(),
                 mode,
                 times: WaitTimes::new(),
+                kept: AtomicU32::new(0),
                 duty: Duty::new(),
                 post: Post::new(home),
                 this: Weak::clone(this),
@@ -138,6 +141,29 @@ impl Shared {
 
     pub(crate) fn add_lane(&self, lane: Arc<dyn Deliver>) -> Key {
         self.reader.lock().add(lane)
+    }
+
+    /// Keeps places for a lane's receives, which hold them for as long as it lives. The others are for sends, which give them back: all
+    /// lanes get on as long as there are some.
+    pub(crate) fn keep_places(&self, receives: u32) -> Result<(), Error> {
+        /// A send, and the signalled one that ends a run of unsignalled ones.
+        const FOR_SENDS: u32 = 2;
+        let depth = self.cq.depth();
+        let keep =
+            |kept: u32| kept.checked_add(receives).filter(|all| *all <= depth.saturating_sub(FOR_SENDS));
+        match self.kept.fetch_update(Relaxed, Relaxed, keep) {
+            Ok(_) => Ok(()),
+            Err(kept) => Err(Error::Invalid {
+                what: format!(
+                    "the completion queue has {depth} places, of which {kept} are kept for receives of others: {receives} receives and \
+                     {FOR_SENDS} sends do not fit; make it deeper (Domain::completion_queue), or the receives fewer (Config::receive_depth)"
+                ),
+            }),
+        }
+    }
+
+    pub(crate) fn give_places(&self, receives: u32) {
+        self.kept.fetch_sub(receives, Relaxed);
     }
 
     pub(crate) fn remove_lane(&self, key: Key) {

@@ -16,6 +16,13 @@ pub(crate) fn channel_failed(error: &dyn Display) {
     let _ = error;
 }
 
+/// A listener ended an exchange that was not done, because too many others had begun since.
+pub(crate) fn crowded_out(peer: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%peer, "exchange ended to make room for others");
+    let _ = peer;
+}
+
 /// A connection or an endpoint ended.
 pub(crate) fn ended(qp_num: u32, reason: &dyn Display) {
     #[cfg(feature = "tracing")]

@@ -95,6 +95,11 @@ impl<'q> Waiter<'q> {
                     }
                 }
                 Ok(Spin::Yield) => {
+                    // In its place in line before others run.
+                    if let Poll::Ready(value) = check(Some(cx)) {
+                        self.found();
+                        return Poll::Ready(Ok(value));
+                    }
                     yield_to_runtime(cx);
                     return Poll::Pending;
                 }
@@ -167,6 +172,7 @@ impl<'q> Waiter<'q> {
     #[inline]
     fn fall_asleep(&mut self) -> Result<bool, Error> {
         self.queue.statistics.sleeps.fetch_add(1, Relaxed);
+        self.queue.driver.check()?;
         if !self.queue.duty.sleep(std::mem::take(&mut self.spins)) {
             return Ok(true);
         }

@@ -14,7 +14,7 @@ use crate::{
     error::OperationError,
     lane::{Finished, Lane, State},
     line::Ticket,
-    operate::{Owner, leave, wake},
+    operate::{Owner, leave, stands_behind, wake},
     waiter::Waiter,
 };
 
@@ -115,6 +115,9 @@ impl<T: Connected> Future for Post<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Post { link, requests, refusal, slot, ticket, waiter } = &mut *self;
+        if refusal.is_none() && !requests.is_empty() && stands_behind(&link.lane, ticket, cx) {
+            return Poll::Pending;
+        }
         match waiter.poll(cx, |cx| check(link, requests, refusal, slot, ticket, cx)) {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {

@@ -109,9 +109,9 @@ impl<T> Config<T> {
     }
 
     /// Buffers of the pool on top of those that receives hold: for messages received and not yet dropped, and for
-    /// sending; 32 unless set.
+    /// sending; 32 unless set, and at least one: atomics and copied messages pass through it.
     pub fn spare_buffers(mut self, buffers: usize) -> Self {
-        self.spare_buffers = buffers;
+        self.spare_buffers = buffers.max(1);
         self
     }
 

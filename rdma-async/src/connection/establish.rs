@@ -160,11 +160,12 @@ impl<T: Connected> Prepared<T> {
             Some(queue) => queue.clone(),
             // One more, for the signalled send that ends a run of unsignalled ones.
             None => {
-                domain.completion_queue(config.send_depth + config.receive_depth + 1, config.wait_mode)?
+                let depth = config.send_depth.saturating_add(config.receive_depth).saturating_add(1);
+                domain.completion_queue(depth, config.wait_mode)?
             }
         };
-        let receive_depth = config.receive_depth as usize;
-        let pool = domain.buffer_pool(receive_depth + config.spare_buffers, config.message_size)?;
+        let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
+        let pool = domain.buffer_pool(buffers, config.message_size)?;
         let cq = &queue.shared.cq;
         let pair = domain
             .protection_domain()
@@ -182,9 +183,9 @@ impl<T: Connected> Prepared<T> {
             ConnectedInit { port: options.port, pkey_index: options.pkey_index, access: options.access };
         let pair = pair.init(&init)?;
         // Before the peer can send: what finds no receive waits for a timer.
-        let capacity = pair.capacity();
-        let lane = Lane::new(&queue, pool, capacity.max_send, capacity.max_recv);
-        while lane.lock().in_flight() < capacity.max_recv {
+        let receive_depth = config.receive_depth.min(pair.capacity().max_recv);
+        let lane = Lane::new(&queue, pool, pair.capacity().max_send, receive_depth)?;
+        while lane.lock().in_flight() < receive_depth {
             let Some(buffer) = lane.pool.try_acquire() else { break };
             match pair.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {
                 Ok(()) => lane.lock().receive_posted(),

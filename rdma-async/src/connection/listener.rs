@@ -1,17 +1,27 @@
 //! Accepting connections.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, ToSocketAddrs},
-    sync::{Mutex, Semaphore, mpsc},
+    sync::{Mutex, mpsc},
     task::{AbortHandle, JoinSet},
 };
 
 use super::{Config, Connection, establish::over_tcp, transport::Connected};
-use crate::{domain::Domain, error::ConnectError};
+use crate::{domain::Domain, error::ConnectError, trace};
 
-/// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each.
+/// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each. One more
+/// ends the oldest: an honest peer needs milliseconds, so it is one that says nothing.
 const MAX_HANDSHAKES: usize = 64;
 
 /// Takes connections on a TCP port.
@@ -79,13 +89,11 @@ async fn serve<T: Connected>(
     config: Config<T>,
     accepted: mpsc::Sender<Result<Connection<T>, ConnectError>>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    let mut handshakes = JoinSet::new();
-    // The semaphore is never closed.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        while handshakes.try_join_next().is_some() {}
-        let stream = match tcp.accept().await {
-            Ok((stream, _)) => stream,
+    let mut handshakes = Handshakes::default();
+    loop {
+        handshakes.make_room().await;
+        let (stream, peer) = match tcp.accept().await {
+            Ok(accepted) => accepted,
             Err(source) => {
                 if accepted.send(Err(ConnectError::Listen { source })).await.is_err() {
                     return;
@@ -96,11 +104,52 @@ async fn serve<T: Connected>(
             }
         };
         let (domain, config, accepted) = (domain.clone(), config.clone(), accepted.clone());
-        handshakes.spawn(async move {
+        let is_done = Arc::new(AtomicBool::new(false));
+        let done = Arc::clone(&is_done);
+        let task = handshakes.tasks.spawn(async move {
             let result = over_tcp(stream, &domain, &config).await;
+            done.store(true, Relaxed);
             // Nobody accepts any more: the connection is dropped.
             let _ = accepted.send(result).await;
-            drop(place);
         });
+        handshakes.begun.push_back(Handshake { task, peer, is_done });
+    }
+}
+
+/// Exchanges that go on, and what they ended with if nobody has accepted it yet.
+#[derive(Default)]
+struct Handshakes {
+    tasks: JoinSet<()>,
+    /// Oldest first.
+    begun: VecDeque<Handshake>,
+}
+
+struct Handshake {
+    task: AbortHandle,
+    peer: SocketAddr,
+    /// It waits for the program to accept.
+    is_done: Arc<AtomicBool>,
+}
+
+impl Handshakes {
+    /// Waits until one more may begin; ends the oldest if that is what it takes.
+    async fn make_room(&mut self) {
+        loop {
+            while self.tasks.try_join_next().is_some() {}
+            self.begun.retain(|handshake| !handshake.task.is_finished());
+            if self.begun.len() < MAX_HANDSHAKES {
+                return;
+            }
+            match self.begun.iter().position(|handshake| !handshake.is_done.load(Relaxed)) {
+                Some(oldest) => {
+                    if let Some(Handshake { task, peer, .. }) = self.begun.remove(oldest) {
+                        trace::crowded_out(&peer);
+                        task.abort();
+                    }
+                }
+                // The program accepts none.
+                None => drop(self.tasks.join_next().await),
+            }
+        }
     }
 }

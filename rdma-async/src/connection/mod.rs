@@ -29,7 +29,7 @@ use crate::{
     counters::ConnectionCounters,
     domain::Domain,
     error::{Ended, OperationError},
-    operate::{Operate, Request},
+    operate::{Operate, Request, acquire},
     pool::BufferPool,
     queue::CompletionQueue,
     source::{Source, Target},
@@ -240,7 +240,8 @@ impl<T: Connected> Connection<T> {
         }
     }
 
-    /// Waits for what was posted, tells the peer, and destroys the queue pair. Operations that start after this
+    /// Waits for what was posted, tells the peer, and destroys the queue pair. A peer that lives and posts no receives makes sends wait for
+    /// as long as that lasts, and so this call: bound it by [`with_deadline`](Connection::with_deadline). Operations that start after this
     /// one get [`Ended::Closed`]. Messages that arrived and were not received are lost.
     ///
     /// # Errors
@@ -360,7 +361,7 @@ impl<T: Connected> Connection<T> {
     }
 
     async fn atomic(&self, request: impl Request<T>) -> Result<u64, OperationError> {
-        let mut word = self.link.lane.pool.acquire().await;
+        let mut word = acquire(&self.link.lane).await?;
         word.set_len(size_of::<u64>());
         let (result, word) = Operate::new(&*self.link, usize::MAX, word, request).await;
         result?;

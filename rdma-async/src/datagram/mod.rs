@@ -142,16 +142,17 @@ impl UdEndpoint {
         };
         let mtu = port.active_mtu.bytes() as usize;
         // One more, for the signalled send that ends a run of unsignalled ones.
-        let depth = config.send_depth + config.receive_depth + 1;
+        let depth = config.send_depth.saturating_add(config.receive_depth).saturating_add(1);
         let queue = domain.completion_queue(depth, config.wait_mode)?;
-        let pool = domain.buffer_pool(config.receive_depth as usize + config.spare_buffers, GRH + mtu)?;
+        let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
+        let pool = domain.buffer_pool(buffers, GRH + mtu)?;
         let cq = &queue.shared.cq;
         let builder = domain.protection_domain().queue_pair::<Ud>(cq, cq);
         let qp = builder.max_send(config.send_depth).max_recv(config.receive_depth).build()?;
         let qp = qp.init(&UdInit { port: config.port, pkey_index: 0, qkey: config.qkey })?;
         let qp = qp.rtr(&UdRtr {})?.rts(&UdRts { sq_psn: 0 })?;
         let address = UdAddress { gid, lid: port.lid, service_level: 0, qp_num: qp.num() };
-        let lane = Lane::new(&queue, pool, config.send_depth, config.receive_depth);
+        let lane = Lane::new(&queue, pool, config.send_depth, config.receive_depth)?;
         {
             let mut state = lane.lock();
             state.qp = Some(qp);

@@ -32,6 +32,15 @@ const PAGE: usize = 4096;
 /// The size of a huge page on x86-64 and on arm64 with 4 KiB pages.
 pub const HUGE_PAGE: usize = 2 << 20;
 
+/// At least one byte, in whole pieces. The sum must not wrap around: what follows relies on it not being less than `len`.
+fn rounded(len: usize, piece: usize) -> io::Result<usize> {
+    len.max(1).checked_next_multiple_of(piece).ok_or_else(too_large)
+}
+
+fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "no allocation can be that large")
+}
+
 impl Memory {
     /// `len` zeroed bytes on the heap, aligned to 4096.
     ///
@@ -39,8 +48,7 @@ impl Memory {
     ///
     /// Out of memory, or a `len` that no allocation can have.
     pub fn zeroed(len: usize) -> io::Result<Memory> {
-        let layout = Layout::from_size_align(len.max(1).next_multiple_of(8), PAGE)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no allocation can be that large"))?;
+        let layout = Layout::from_size_align(rounded(len, 8)?, PAGE).map_err(|_| too_large())?;
         // SAFETY: the layout's size is at least 1.
         let ptr = unsafe { alloc_zeroed(layout) };
         let ptr = NonNull::new(ptr).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -54,7 +62,7 @@ impl Memory {
     ///
     /// What `mmap` says.
     pub fn mapped(len: usize) -> io::Result<Memory> {
-        let memory = Memory::map(len, len.max(1).next_multiple_of(PAGE), 0)?;
+        let memory = Memory::map(len, rounded(len, PAGE)?, 0)?;
         // SAFETY: the mapping is ours and live. A kernel without the advice loses nothing: ignored.
         let _ = unsafe { libc::madvise(memory.ptr.as_ptr().cast(), len.max(1), libc::MADV_DONTFORK) };
         Ok(memory)
@@ -67,7 +75,7 @@ impl Memory {
     ///
     /// What `mmap` says: `ENOMEM` when the machine has no free huge pages (`/proc/sys/vm/nr_hugepages`).
     pub fn huge_pages(len: usize) -> io::Result<Memory> {
-        Memory::map(len, len.max(1).next_multiple_of(HUGE_PAGE), libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)
+        Memory::map(len, rounded(len, HUGE_PAGE)?, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)
     }
 
     fn map(len: usize, mapped: usize, flags: i32) -> io::Result<Memory> {
@@ -173,5 +181,20 @@ impl Drop for Memory {
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Memory").field("ptr", &self.ptr).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also without overflow checks, where rounding up would give 0.
+    #[test]
+    fn lengths_that_wrap_around_are_refused() {
+        for len in [usize::MAX, usize::MAX - 6, usize::MAX - HUGE_PAGE + 2, isize::MAX.unsigned_abs() + 1] {
+            assert!(Memory::zeroed(len).is_err(), "{len:#x}");
+            assert!(Memory::mapped(len).is_err(), "{len:#x}");
+            assert!(Memory::huge_pages(len).is_err(), "{len:#x}");
+        }
     }
 }

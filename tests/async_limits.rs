@@ -1,0 +1,306 @@
+//! What waits for something scarce: memory, places in queues, a turn, a runtime. It goes on, or says why not.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rdma_async::{
+    Config, ConnectError, Domain, Ended, Listener, OperationError, RcConnection, WaitMode, connect,
+    connect_over,
+};
+use rdma_core::{RemoteAccess, RemoteSlice, SharedRegion, qp::transport::Rc};
+use tokio::{io::AsyncReadExt, net::TcpStream, runtime::Runtime, task::JoinSet, time::timeout};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const MODES: [WaitMode; 3] = [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive];
+
+/// A word that atomics may change.
+fn word(domain: &Domain) -> (SharedRegion, RemoteSlice) {
+    let region = domain.protection_domain().share(vec![0; 8], RemoteAccess::all()).unwrap();
+    let slice = region.remote();
+    (region, slice)
+}
+
+/// Takes every buffer of a connection's pool.
+fn hoard(connection: &RcConnection) -> Vec<rdma_core::Buffer> {
+    std::iter::from_fn(|| connection.pool().try_acquire()).collect()
+}
+
+#[tokio::test]
+async fn a_deadline_ends_what_waits_for_memory() {
+    for mode in MODES {
+        let domain = common::domain();
+        let (_region, remote) = word(&domain);
+        let deadline = Duration::from_millis(50);
+        let (a, _b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
+        let kept = hoard(&a);
+        let added = timeout(LIMIT, a.with_deadline(deadline, a.fetch_and_add(remote, 1))).await.unwrap();
+        assert!(matches!(added, Err(OperationError::Ended(Ended::Deadline { .. }))), "{mode:?}: {added:?}");
+        drop(kept);
+
+        let (a, _b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
+        let _kept = hoard(&a);
+        let send = a.send(Bytes::from_static(b"copied"));
+        let (sent, back) = timeout(LIMIT, a.with_deadline(deadline, send)).await.unwrap();
+        assert!(matches!(sent, Err(OperationError::Ended(Ended::Deadline { .. }))), "{mode:?}: {sent:?}");
+        assert_eq!(back, "copied");
+    }
+}
+
+#[tokio::test]
+async fn the_peers_end_ends_what_waits_for_memory() {
+    for mode in MODES {
+        let domain = common::domain();
+        let (_region, remote) = word(&domain);
+        let (a, b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
+        let _kept = hoard(&a);
+        let (added, ()) = timeout(LIMIT, async {
+            tokio::join!(a.fetch_and_add(remote, 1), async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                drop(b);
+            })
+        })
+        .await
+        .unwrap();
+        assert!(matches!(added, Err(OperationError::Ended(Ended::ClosedByPeer))), "{mode:?}: {added:?}");
+    }
+}
+
+#[tokio::test]
+async fn atomics_need_no_spare_buffer_of_the_program() {
+    let domain = common::domain();
+    let (_region, remote) = word(&domain);
+    let (a, _b) = common::pair(&domain, &Config::rc().spare_buffers(0)).await;
+    assert_eq!(timeout(LIMIT, a.fetch_and_add(remote, 5)).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(LIMIT, a.fetch_and_add(remote, 5)).await.unwrap().unwrap(), 5);
+}
+
+/// Receives hold their places in the completion queue. Those of many connections must leave some for sends.
+#[tokio::test]
+async fn a_shared_queue_takes_as_many_connections_as_it_has_places_for() {
+    for mode in MODES {
+        let domain = common::domain();
+        let small = domain.completion_queue(8, mode).unwrap();
+        let config = Config::rc().completion_queue(&small).receive_depth(500);
+        let error = end(&domain, &config).await.unwrap_err();
+        assert!(error.to_string().contains("500 receives"), "{error}");
+
+        let queue = domain.completion_queue(64, mode).unwrap();
+        let config = Config::rc().completion_queue(&queue).receive_depth(4).send_depth(4);
+        let mut pairs = Vec::new();
+        let refusal = loop {
+            let (left, right) = tokio::io::duplex(64);
+            match tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config)) {
+                (Ok(a), Ok(b)) => pairs.push((a, b)),
+                (Err(error), _) | (_, Err(error)) => break error,
+            }
+            assert!(pairs.len() <= 64, "the queue has no end");
+        };
+        assert!(refusal.to_string().contains("completion queue"), "{refusal}");
+        assert!(pairs.len() >= 6, "{} pairs", pairs.len());
+        // Full as the queue is, all of them get on.
+        let mut talks = JoinSet::new();
+        for (a, b) in pairs {
+            talks.spawn(async move {
+                for i in 0..200u32 {
+                    let text = Bytes::copy_from_slice(&i.to_le_bytes());
+                    let ((sent, _), received) = tokio::join!(a.send(text), b.recv());
+                    sent.unwrap();
+                    assert_eq!(received.unwrap()[..], i.to_le_bytes());
+                }
+            });
+        }
+        timeout(LIMIT, talks.join_all()).await.unwrap_or_else(|_| panic!("{mode:?}: they stand still"));
+    }
+}
+
+async fn end(domain: &Domain, config: &Config<Rc>) -> Result<(), ConnectError> {
+    let (left, right) = tokio::io::duplex(64);
+    let (a, b) = tokio::join!(connect_over(left, domain, config), connect_over(right, domain, config));
+    drop(b);
+    a.map(drop)
+}
+
+#[tokio::test]
+async fn sends_leave_in_the_order_of_their_first_polls() {
+    for mode in MODES {
+        let domain = common::domain();
+        let config = Config::rc().wait_mode(mode).send_depth(2).spare_buffers(64);
+        let (a, b) = common::pair(&domain, &config).await;
+        let (a, b) = (Arc::new(a), Arc::new(b));
+        for round in 0..common::count(20) {
+            let mut sends = JoinSet::new();
+            let local = tokio::task::LocalSet::new();
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let receiver = Arc::clone(&b);
+            let received = Arc::clone(&order);
+            let all = async {
+                // Polled for the first time in this order, on one thread.
+                for i in 0..24u8 {
+                    let a = Arc::clone(&a);
+                    sends.spawn_local(async move {
+                        let mut buffer = a.pool().acquire().await;
+                        buffer.set_len(1);
+                        buffer[0] = i;
+                        a.send(buffer).await.0.unwrap();
+                    });
+                }
+                for _ in 0..24 {
+                    let message = receiver.recv().await.unwrap();
+                    received.lock().unwrap().push(message[0]);
+                }
+                while let Some(sent) = sends.join_next().await {
+                    sent.unwrap();
+                }
+            };
+            timeout(LIMIT, local.run_until(all)).await.unwrap();
+            assert_eq!(*order.lock().unwrap(), (0..24).collect::<Vec<u8>>(), "{mode:?}, round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn receives_are_served_in_the_order_of_asking() {
+    for mode in MODES {
+        let domain = common::domain();
+        let (a, b) = common::pair(&domain, &Config::rc().wait_mode(mode)).await;
+        let b = Arc::new(b);
+        for _ in 0..common::count(50) {
+            let mut receives = Vec::new();
+            for i in 0..4u8 {
+                let b = Arc::clone(&b);
+                let receive = tokio::spawn(async move { b.recv().await.unwrap()[0] });
+                receives.push((i, receive));
+                // It asks before the next one does.
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            for i in 0..4u8 {
+                a.send(Bytes::copy_from_slice(&[i])).await.0.unwrap();
+            }
+            for (i, receive) in receives {
+                assert_eq!(timeout(LIMIT, receive).await.unwrap().unwrap(), i, "{mode:?}");
+            }
+        }
+    }
+}
+
+/// A future that waits for its turn leaves the processor to others.
+#[tokio::test]
+async fn a_thousand_sends_wait_for_four_places() {
+    for mode in MODES {
+        let domain = common::domain();
+        let config = Config::rc().wait_mode(mode).send_depth(4).spare_buffers(64);
+        let (a, b) = common::pair(&domain, &config).await;
+        let a = Arc::new(a);
+        let receiver = tokio::spawn(async move {
+            for _ in 0..1000 {
+                drop(b.recv().await.unwrap());
+            }
+            b
+        });
+        let mut sends = JoinSet::new();
+        for _ in 0..1000 {
+            let a = Arc::clone(&a);
+            sends.spawn(async move { a.send(Bytes::from_static(b"one of many")).await.0.unwrap() });
+        }
+        timeout(LIMIT, sends.join_all()).await.unwrap_or_else(|_| panic!("{mode:?}: they stand still"));
+        drop(receiver.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn numbers_that_no_device_can_grant_are_errors() {
+    let domain = common::domain();
+    let config = Config::rc;
+    for (what, config) in [
+        ("send_depth", config().send_depth(u32::MAX)),
+        ("receive_depth", config().receive_depth(u32::MAX)),
+        ("spare_buffers", config().spare_buffers(usize::MAX)),
+        ("many spare_buffers", config().spare_buffers(1 << 40)),
+        ("message_size", config().message_size(usize::MAX)),
+        ("5 GiB messages", config().message_size(5 << 30)),
+        ("max_sge", config().max_sge(u32::MAX)),
+        ("port", config().port(200)),
+        ("gid_index", config().gid_index(u32::MAX)),
+    ] {
+        let error = timeout(LIMIT, end(&domain, &config)).await.unwrap().unwrap_err();
+        assert!(matches!(error, ConnectError::Verb(_)), "{what}: {error}");
+    }
+    for config in [
+        config().keep_alive(Some(Duration::MAX)),
+        config().handshake_timeout(Duration::MAX),
+        config().message_size(0),
+        config().send_depth(0).receive_depth(0),
+    ] {
+        timeout(LIMIT, end(&domain, &config)).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_do_not_lock_out_others() {
+    let domain = common::domain();
+    let config = Config::rc();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let address = listener.local_addr();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let start = Instant::now();
+    let accept = async {
+        loop {
+            if let Ok(connection) = listener.accept().await {
+                break connection;
+            }
+        }
+    };
+    let (a, b) =
+        timeout(LIMIT, async { tokio::join!(connect(address, &domain, &config), accept) }).await.unwrap();
+    common::greet(&a.unwrap(), &b).await;
+    // Less than what one of them may take.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    // The oldest had to go, long before its time was over.
+    let end = timeout(Duration::from_secs(2), silent[0].read_to_end(&mut Vec::new())).await;
+    assert!(end.is_ok(), "it is still open");
+}
+
+/// A domain belongs to the runtime it was opened on.
+#[test]
+fn a_domain_whose_runtime_is_gone_says_so() {
+    for mode in [WaitMode::Event, WaitMode::Adaptive] {
+        let domain = Runtime::new().unwrap().block_on(async { common::domain() });
+        let error =
+            Runtime::new().unwrap().block_on(end(&domain, &Config::rc().wait_mode(mode))).unwrap_err();
+        assert!(error.to_string().contains("runtime"), "{mode:?}: {error}");
+    }
+    let domain = Runtime::new().unwrap().block_on(async { common::domain() });
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let (a, b) = common::pair(&domain, &Config::rc().wait_mode(WaitMode::Busy)).await;
+        common::greet(&a, &b).await;
+    });
+}
+
+/// One that was made while the runtime lived ends when a future would have to sleep.
+#[test]
+fn a_connection_whose_domain_lost_its_runtime_says_so() {
+    for mode in [WaitMode::Event, WaitMode::Adaptive] {
+        let other = Runtime::new().unwrap();
+        let first = Runtime::new().unwrap();
+        let domain = first.block_on(async { common::domain() });
+        other.block_on(async {
+            let (_a, b) = common::pair(&domain, &Config::rc().wait_mode(mode).keep_alive(None)).await;
+            first.shutdown_background();
+            let received = timeout(LIMIT, b.recv()).await.unwrap();
+            let Err(OperationError::Ended(Ended::Queue { reason })) = received else {
+                panic!("{mode:?}: {received:?}")
+            };
+            assert!(reason.contains("runtime"), "{reason}");
+        });
+    }
+}
