@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
 };
 
@@ -23,14 +23,38 @@ use crate::{
 pub(crate) struct Driver {
     context: Context,
     channel: CompletionChannel,
-    queues: Arc<Queues>,
+    served: Arc<Served>,
     next: AtomicU64,
     task: AbortHandle,
     home: Handle,
 }
 
-/// The queues by the number that their events carry.
-type Queues = Mutex<HashMap<u64, Weak<Shared>>>;
+/// What the driver and its task share.
+#[derive(Debug, Default)]
+struct Served {
+    /// The queues by the number that their events carry.
+    queues: Mutex<HashMap<u64, Weak<Shared>>>,
+    /// The task has ended: nobody takes events any more.
+    is_over: AtomicBool,
+}
+
+impl Served {
+    fn queues(&self) -> MutexGuard<'_, HashMap<u64, Weak<Shared>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Held by the task: the futures that rely on it meet [`Driver::check`] when it goes.
+struct Task(Arc<Served>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, SeqCst);
+        // A queue that goes away here takes the lock.
+        let queues: Vec<_> = self.0.queues().values().filter_map(Weak::upgrade).collect();
+        queues.iter().for_each(|queue| queue.on_last_event());
+    }
+}
 
 impl Driver {
     /// Makes a channel and the task that serves it, on the current runtime.
@@ -41,10 +65,10 @@ impl Driver {
     pub(crate) fn spawn(context: &Context) -> Result<Arc<Driver>, Error> {
         let channel = context.completion_channel()?;
         let fd = fd::register(channel.clone())?;
-        let queues = Arc::new(Queues::default());
-        let task = tokio::spawn(serve(fd, Arc::clone(&queues))).abort_handle();
+        let served = Arc::new(Served::default());
+        let task = tokio::spawn(serve(fd, Task(Arc::clone(&served)))).abort_handle();
         let (context, next, home) = (context.clone(), AtomicU64::new(0), Handle::current());
-        Ok(Arc::new(Driver { context, channel, queues, next, task, home }))
+        Ok(Arc::new(Driver { context, channel, served, next, task, home }))
     }
 
     /// A completion queue on the channel.
@@ -60,8 +84,7 @@ impl Driver {
         let cq = self.context.completion_queue(depth).channel(&self.channel).user(key).build()?;
         let home = Handle::try_current().unwrap_or_else(|_| self.home.clone());
         let queue = CompletionQueue::new(cq, mode, home, Arc::clone(self));
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.insert(key, Arc::downgrade(&queue.shared));
+        self.served.queues().insert(key, Arc::downgrade(&queue.shared));
         Ok(queue)
     }
 
@@ -71,7 +94,7 @@ impl Driver {
     ///
     /// The runtime of the domain is gone.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.task.is_finished() {
+        if self.served.is_over.load(SeqCst) {
             return Err(Error::Invalid {
                 what: "the runtime that the domain was opened on is gone, so nobody takes the events of its completion queues; open \
                        the domain on a runtime that lives as long, or wait with WaitMode::Busy"
@@ -83,7 +106,7 @@ impl Driver {
 
     /// Forgets a queue that is being dropped.
     pub(crate) fn remove(&self, key: u64) {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.served.queues().remove(&key);
     }
 }
 
@@ -95,13 +118,13 @@ impl Drop for Driver {
 
 /// Takes every event, lets its queue dispatch, and arms that again once the futures woken had their turn. It ends when the driver is
 /// dropped.
-async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
+async fn serve(fd: AsyncFd<CompletionChannel>, task: Task) {
     loop {
         let mut ready = match fd.readable().await {
             Ok(ready) => ready,
             Err(error) => return trace::channel_failed(&error),
         };
-        while let Some(queue) = take_event(fd.get_ref(), &queues) {
+        while let Some(queue) = take_event(fd.get_ref(), &task.0) {
             queue.on_event();
             // The futures woken run before the driver looks for more events, which costs a system call and would make a device in
             // software send its acknowledgement alone instead of with the answer. They also arm the queue when they sleep
@@ -114,13 +137,12 @@ async fn serve(fd: AsyncFd<CompletionChannel>, queues: Arc<Queues>) {
 }
 
 /// The queue of the next event; `None` when there are no more.
-fn take_event(channel: &CompletionChannel, queues: &Queues) -> Option<Arc<Shared>> {
+fn take_event(channel: &CompletionChannel, served: &Served) -> Option<Arc<Shared>> {
     loop {
         match channel.next_event() {
             Ok(Some(cq)) => {
-                let queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
                 // Without an entry the queue is being dropped.
-                if let Some(queue) = queues.get(&cq.user()).and_then(Weak::upgrade) {
+                if let Some(queue) = served.queues().get(&cq.user()).and_then(Weak::upgrade) {
                     return Some(queue);
                 }
             }

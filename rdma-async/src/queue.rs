@@ -218,6 +218,12 @@ impl Shared {
         self.statistics.spins.fetch_add(1, Relaxed);
     }
 
+    /// Nobody takes this queue's events any more: who slept looks, and does not sleep again.
+    pub(crate) fn on_last_event(&self) {
+        self.duty.disarm();
+        self.wake_all();
+    }
+
     /// An event of this queue was taken, and with it the queue disarmed: dispatches what is there. `rearm` must follow.
     pub(crate) fn on_event(&self) {
         self.statistics.events.fetch_add(1, Relaxed);
