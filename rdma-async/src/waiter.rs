@@ -50,7 +50,8 @@ impl<'q> Waiter<'q> {
             self.found();
             return Poll::Ready(Ok(value));
         }
-        if !self.queue.duty.is_polled() {
+        // Where futures sleep, arming the queue reads what is there, and an armed one tells of what comes.
+        if !self.queue.duty.is_polled() && !self.sleeps_at_once() {
             match self.queue.dispatch() {
                 Ok(0) => {}
                 Ok(_) => {

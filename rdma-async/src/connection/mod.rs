@@ -50,7 +50,8 @@ pub type UcConnection = Connection<Uc>;
 /// An operation takes its memory and gives it back with the result. Nothing happens before its future is first polled.
 /// Dropping a future gives up interest, not memory: what it posted is carried out, then the memory goes where it belongs
 /// (a pool's buffer to its pool). When the send queue is full, futures wait their turn. Operations of one task are carried out
-/// in the order in which their futures are first polled.
+/// in the order in which their futures are first polled. A future that was polled keeps its turn until it is dropped, as with tokio's locks:
+/// one that is forgotten, or kept and not polled, holds up those behind it.
 ///
 /// The connection ends with the first operation that the device fails, when the peer closes or dies, by a
 /// [deadline](Connection::with_deadline), by [`close`](Connection::close) and when it is dropped. Everything in flight
