@@ -8,8 +8,10 @@
 # RDMA_TEST_PEER         the other host, as ssh takes it; `local`: another process on this one
 # RDMA_TEST_PEER_DEVICE  the device there (the same name as here)
 # RDMA_TEST_PEER_ADDR    IPv4 address of the other host for TCP (what its name resolves to)
-# RDMA_TEST_PORT         first of three TCP ports there (7471)
+# RDMA_TEST_PORT         first of eight TCP ports there (7471)
 # RDMA_TEST_SSH          how commands get there (ssh -o BatchMode=yes)
+# RDMA_TEST_SUITE        pattern of the suite's test programs ((core|async)_.*)
+# RDMA_TEST_PROFILE      release; dev builds sooner, and its figures mean nothing
 #
 # The programs are built here and copied: both hosts have the same architecture, and the peer a C library that is not older.
 . "$(dirname "$0")/lib.sh"
@@ -43,9 +45,10 @@ results=$out/results.tsv
 result() { printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >>"$results"; }
 
 step "building the tests, the examples and rdma-interop"
-cargo test --release --no-run --locked -p rdma-workbench --message-format=json-render-diagnostics >"$out/artifacts.json"
+profile=${RDMA_TEST_PROFILE:-release}
+cargo test --profile "$profile" --no-run --locked -p rdma-workbench --message-format=json-render-diagnostics >"$out/artifacts.json"
 # An example with tests of its own is not built by that.
-cargo build --release --locked -p rdma-workbench --examples --message-format=json-render-diagnostics >>"$out/artifacts.json"
+cargo build --profile "$profile" --locked -p rdma-workbench --examples --message-format=json-render-diagnostics >>"$out/artifacts.json"
 for kind in test example bin; do
   mkdir "$out/bin/$kind"
   while IFS=$'\t' read -r name path; do cp "$path" "$out/bin/$kind/$name"; done < <(programs $kind "$out/artifacts.json")
@@ -69,8 +72,9 @@ done
 
 # The suite has both ends of each connection on one device, so it runs on each.
 step "the suite, here and there"
-for test in "$out"/bin/test/{core,async}_*; do
+for test in "$out"/bin/test/*; do
   name=${test##*/}
+  [[ $name =~ ^(${RDMA_TEST_SUITE:-(core|async)_.*})$ ]] || continue
   for side in here there; do
     status=0
     if [ $side = here ]; then
@@ -104,16 +108,25 @@ interop there
 step "benchmarks between the hosts"
 benchmark() {
   local name=$1 status=0
+  # Its own port, so that a server that was left alone is not taken for the next one.
+  port=$((port + 1))
   shift
-  local log="$out/bench-$name.log"
-  there "timeout 120 $folder/bin/example/$name --device $peer_device --listen $address:$port $*" >"$out/bench-$name-peer.log" 2>&1 &
+  local what="$name $*"
+  local log="$out/bench-${what// /}.log" peer_log="$out/bench-${what// /}-peer.log"
+  there "timeout 120 $folder/bin/example/$name --device $peer_device --listen $address:$port $*" >"$peer_log" 2>&1 &
+  for _ in $(seq 300); do
+    if grep -q '^listening on' "$peer_log" || ! kill -0 $! 2>/dev/null; then break; fi
+    sleep 0.1
+  done
   timeout 120 "$out/bin/example/$name" --device "$device" "$@" "$address:$port" >"$log" 2>&1 || status=$?
-  kill $! 2>/dev/null || true
-  wait $! || true
   cat "$log"
-  if [ $status = 0 ]; then result ok benchmarks "$name $*" "$(tail -n 1 "$log")"; else result FAILED benchmarks "$name $*" "status $status: $(tail -n 1 "$log")"; fi
+  if [ $status = 0 ]; then
+    wait $! || true
+    result ok benchmarks "$what" "$(tail -n 1 "$log")"
+  else
+    result FAILED benchmarks "$what" "status $status: $(tail -n 1 "$log"); there: $(tail -n 1 "$peer_log")"
+  fi
 }
-port=$((port + 1))
 benchmark rc_pingpong --mode busy
 benchmark rc_pingpong --mode event
 benchmark rc_pingpong --mode busy --verb write
