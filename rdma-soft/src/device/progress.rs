@@ -41,9 +41,11 @@ const STREAM_BYTES: usize = 16 << 10;
 const LINGER: u32 = 20;
 /// Queue pairs that one call looks after before it returns to its caller.
 const PER_CALL: usize = 64;
-/// Receive calls before a timer that is due is believed: more than one, so that what has arrived is soon read, and few, so
-/// that no flood of packets keeps timers from their work.
-const PER_TIMER: usize = 16;
+/// What is read before the timers that are due are believed, in bytes: a socket's buffer, so all that had arrived then.
+/// No flood of packets keeps timers from their work any longer.
+const ARRIVED: usize = 8 << 20;
+/// What the smallest packet takes of a socket's buffer.
+const PACKET: usize = 1 << 10;
 /// How long an acknowledgement may be held when nobody calls, and how late a timer may be noticed while
 /// the background thread ticks; in nanoseconds.
 pub(super) const TICK: u64 = 1_000_000;
@@ -158,12 +160,13 @@ impl Device {
         }
     }
 
-    /// Takes what waits in the socket, or a part of it; who holds the receiver does the same at this moment.
-    fn receive_arrived(&self, scratch: &mut Scratch) {
+    /// Takes what waits in the socket, up to `left` bytes; who holds the receiver does the same at this moment.
+    fn receive_arrived(&self, left: &mut usize, scratch: &mut Scratch) {
         let Ok(mut receiver) = self.receiver.try_lock() else { return };
-        for _ in 0..PER_TIMER {
-            if self.receive(&mut receiver, scratch) == 0 {
-                break;
+        while *left > 0 {
+            match self.receive(&mut receiver, scratch) {
+                0 => break,
+                received => *left = left.saturating_sub(received.max(PACKET)),
             }
         }
     }
@@ -211,11 +214,16 @@ impl Device {
         self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
         let earliest = self.expire_moderated(now, &mut scratch.wakes);
         self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
+        let mut left = ARRIVED;
         for qp in &due {
+            let mut inner = qp.lock();
             // An acknowledgement that has arrived is not late: with many to look after, sending again for one after the
             // other takes longer than the next timeout, and what answers them would never be looked at.
-            self.receive_arrived(scratch);
-            let mut inner = qp.lock();
+            if left > 0 && inner.machine.poll_timeout().is_some_and(|at| at <= now) {
+                drop(inner);
+                self.receive_arrived(&mut left, scratch);
+                inner = qp.lock();
+            }
             with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
                 machine.handle_timeout(now, &mut host);
             });
