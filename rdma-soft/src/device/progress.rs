@@ -216,14 +216,10 @@ impl Device {
         self.next_deadline.fetch_min(earliest, Ordering::SeqCst);
         let mut left = ARRIVED;
         for qp in &due {
-            let mut inner = qp.lock();
             // An acknowledgement that has arrived is not late: with many to look after, sending again for one after the
             // other takes longer than the next timeout, and what answers them would never be looked at.
-            if left > 0 && inner.machine.poll_timeout().is_some_and(|at| at <= now) {
-                drop(inner);
-                self.receive_arrived(&mut left, scratch);
-                inner = qp.lock();
-            }
+            self.receive_arrived(&mut left, scratch);
+            let mut inner = qp.lock();
             with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
                 machine.handle_timeout(now, &mut host);
             });
