@@ -8,7 +8,12 @@
 # repetitions of tests (0.05: the guest is slow).
 # RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
 . "$(dirname "$0")/lib.sh"
-need ibverbs-providers ibverbs-utils iproute2 busybox-static tcpdump xz-utils jq util-linux mount
+command -v cargo >/dev/null || { echo "error: cargo is missing: install Rust (https://rustup.rs)" >&2; exit 1; }
+packages=(ibverbs-providers ibverbs-utils iproute2 tcpdump xz-utils jq util-linux mount)
+# Any compiler that links, any busybox.
+command -v cc >/dev/null || packages+=(gcc libc6-dev)
+command -v busybox >/dev/null || packages+=(busybox-static)
+need "${packages[@]}"
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export RXE_SECONDS=${RXE_SECONDS:-480}
 # Hundreds of messages a second, not hundreds of thousands.
