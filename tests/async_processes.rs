@@ -16,6 +16,7 @@ use std::{
 use bytes::Bytes;
 use rdma_async::{Config, Connected, Ended, Listener, OperationError, RcConnection, WaitMode, connect};
 use rdma_core::qp::transport::{Rc, Uc};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 
 const ROLE: &str = "RDMA_TEST_ROLE";
@@ -51,8 +52,8 @@ impl Peer {
 
     /// Stops it: it neither answers nor closes anything, as if the network between had gone.
     fn stop(&self) {
-        assert!(Command::new("kill").args(["-STOP", &self.0.id().to_string()]).status().unwrap().success());
-        // The signal is only on its way when `kill` returns: wait until every thread has stopped.
+        kill_process(Pid::from_child(&self.0), Signal::STOP).unwrap();
+        // The signal is only on its way then: wait until every thread has stopped.
         let tasks = format!("/proc/{}/task", self.0.id());
         let stopped = || {
             std::fs::read_dir(&tasks).unwrap().all(|task| {
