@@ -5,7 +5,7 @@
 #
 # RXE_TESTS is a pattern of test programs for the job suite (those that test a device: core_* and async_*).
 # RXE_SECONDS is how long a job may take (480), RXE_TEST_SECONDS one test program (120); RDMA_TEST_SCALE multiplies the
-# repetitions of tests (0.05: the guest is slow).
+# repetitions of tests (0.05: the guest is slow), and RDMA_STRESS_OPERATIONS is how many async_stress does (600).
 # RXE_KERNEL names a kernel to use instead of the one in ci/rxe; RXE_KERNEL=build builds it from Debian's source first.
 . "$(dirname "$0")/lib.sh"
 command -v cargo >/dev/null || { echo "error: cargo is missing: install Rust (https://rustup.rs)" >&2; exit 1; }
@@ -17,7 +17,7 @@ need "${packages[@]}"
 target=${CARGO_TARGET_DIR:-$PWD/target}
 export RXE_SECONDS=${RXE_SECONDS:-480}
 # Hundreds of messages a second, not hundreds of thousands.
-export RDMA_TEST_SCALE=${RDMA_TEST_SCALE:-0.05}
+export RDMA_TEST_SCALE=${RDMA_TEST_SCALE:-0.05} RDMA_STRESS_OPERATIONS=${RDMA_STRESS_OPERATIONS:-600}
 export CARGO_TARGET_DIR=$target
 out=$target/rxe/out
 rm -rf "$out"
@@ -71,7 +71,8 @@ for job in "${jobs[@]}"; do
   step "$job"
   mkdir -p "$out/$job"
   prepare "$job" "$out/$job"
-  printf 'export RDMA_TEST_SCALE=%q RXE_TEST_SECONDS=%q\n' "$RDMA_TEST_SCALE" "${RXE_TEST_SECONDS:-120}" >"$out/$job/environment"
+  printf 'export RDMA_TEST_SCALE=%q RDMA_STRESS_OPERATIONS=%q RXE_TEST_SECONDS=%q\n' "$RDMA_TEST_SCALE" "$RDMA_STRESS_OPERATIONS" \
+    "${RXE_TEST_SECONDS:-120}" >"$out/$job/environment"
   status=0
   bash ci/rxe/guest-run.sh "ci/rxe/jobs/$job.sh" "$out/$job" || status=$?
   [ "$status" = 0 ] || printf 'FAILED\t%s\t%s\t%s\n' "$job" "(the job)" "status $status" >>"$out/$job/results.tsv"
