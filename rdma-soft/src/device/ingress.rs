@@ -49,6 +49,12 @@ impl Device {
         scratch: &mut Scratch,
     ) {
         self.counters.count(DeviceCounter::ReceiveCalls);
+        if datagrams.len() == 0 {
+            // No bytes are a datagram too.
+            self.counters.count(DeviceCounter::DatagramsReceived);
+            self.counters.count(DeviceCounter::DropShort);
+            return;
+        }
         let envelope = Envelope {
             from: datagrams.source,
             to: SocketAddr::new(self.address, ROCE_V2_PORT),
