@@ -278,14 +278,35 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// What `ibv_open_device` says.
+    /// What `ibv_open_device` says; of the built-in device also which address or variable it is about.
     pub fn open(&self) -> Result<Context, Error> {
         // SAFETY: the device is of a live list.
         let ptr = unsafe { (self.list.verbs.ibv_open_device)(self.ptr.as_ptr()) };
-        let ptr = NonNull::new(ptr).ok_or_else(|| Error::last("ibv_open_device"))?;
+        let ptr = NonNull::new(ptr).ok_or_else(|| self.explained(Error::last("ibv_open_device")))?;
         // SAFETY: just opened with these verbs.
         let inner = unsafe { ContextInner::new(self.list.verbs, ptr, self.name.clone()) };
         Ok(Context { inner })
+    }
+
+    /// Why it was not opened, in the device's own words where it has some.
+    fn explained(&self, error: Error) -> Error {
+        match (error, self.reason()) {
+            (Error::Verb { verb, source, .. }, Some(reason)) => {
+                Error::Verb { verb, source, advice: format!("; {reason}") }
+            }
+            (error, _) => error,
+        }
+    }
+
+    /// The built-in device knows more than an errno can say: the address, the variable, the value.
+    #[cfg(feature = "soft")]
+    fn reason(&self) -> Option<String> {
+        (self.provider == Provider::Soft).then(rdma_soft::last_error)?.map(|reason| reason.to_string())
+    }
+
+    #[cfg(not(feature = "soft"))]
+    fn reason(&self) -> Option<String> {
+        None
     }
 }
 

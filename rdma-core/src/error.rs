@@ -160,11 +160,16 @@ fn advice(verb: &str, code: i32) -> String {
         ("ibv_open_device", libc::EACCES | libc::EPERM) => {
             "no permission to open /dev/infiniband/uverbs*".to_owned()
         }
-        ("ibv_open_device", libc::EADDRINUSE) => {
-            "another process uses the address and UDP port 4791; RDMA_SOFT_ADDR chooses another address".to_owned()
+        ("ibv_create_srq", libc::EINVAL) => {
+            "the depth is 0 or above max_srq_wr, or there are more scatter/gather entries than max_srq_sge".to_owned()
         }
-        ("ibv_open_device", libc::EADDRNOTAVAIL) => {
-            "RDMA_SOFT_ADDR names an address that no interface of this machine has".to_owned()
+        ("ibv_modify_srq", libc::EINVAL) => "the limit is above the queue's depth".to_owned(),
+        ("ibv_query_port", libc::EINVAL) => {
+            "there is no such port: they are counted from 1 to DeviceAttributes::ports".to_owned()
+        }
+        ("ibv_query_gid" | "ibv_query_pkey", libc::EINVAL) => {
+            "there is no such port, or its table is shorter than the index: compare with PortAttributes::gid_table_len and pkey_table_len"
+                .to_owned()
         }
         (_, libc::EBUSY) => "something still uses the object".to_owned(),
         _ => String::new(),
