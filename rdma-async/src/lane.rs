@@ -145,8 +145,13 @@ impl Finished {
         self.first.into_iter().chain(self.rest)
     }
 
-    fn add(&mut self, buffers: impl Iterator<Item = Buffer>) {
-        for buffer in buffers {
+    #[inline]
+    fn add(&mut self, completion: &mut Completion<'_>) {
+        if self.first.is_none() && completion.is_single() {
+            self.first = completion.take_buffer();
+            return;
+        }
+        for buffer in completion.take_buffers() {
             match &mut self.first {
                 first @ None => *first = Some(buffer),
                 Some(_) => self.rest.push(buffer),
@@ -258,7 +263,8 @@ impl<T: Carries> Lane<T> {
             let waker = state.deliver(Key::slot(id), completion, later);
             later.wake(waker);
         } else {
-            reader::hand_over(lanes, completion, later);
+            let none = reader::hand_over(lanes, completion, &mut std::iter::empty(), later);
+            debug_assert!(none.is_none(), "nothing followed");
         }
     }
 
@@ -350,9 +356,23 @@ impl<T: Carries> Watched for Shared<T> {
 }
 
 impl<T: Carries> Deliver for Shared<T> {
-    fn deliver(&self, slot: u32, completion: Completion<'_>, later: &mut Later) {
-        let waker = self.state.lock().deliver(slot, completion, later);
-        later.wake(waker);
+    fn deliver<'c>(
+        &self,
+        first: Completion<'c>,
+        rest: &mut dyn Iterator<Item = Completion<'c>>,
+        later: &mut Later,
+    ) -> Option<Completion<'c>> {
+        let key = Key::of(first.id());
+        let mut state = self.state.lock();
+        let mut completion = first;
+        loop {
+            let waker = state.deliver(Key::slot(completion.id()), completion, later);
+            later.wake(waker);
+            completion = rest.next()?;
+            if !key.is_of(completion.id()) {
+                return Some(completion);
+            }
+        }
     }
 
     fn wake_all(&self, later: &mut Later) {
@@ -437,15 +457,14 @@ impl<T: Carries> State<T> {
             }
             return None;
         }
-        match completion.result() {
-            Ok(_) => self.counters.completed += 1,
-            Err(error) => {
-                self.counters.failed += 1;
-                self.errors.count(error.status());
-                entry.finished.failure.get_or_insert(error);
-            }
+        if completion.completion().is_success() {
+            self.counters.completed += 1;
+        } else if let Err(error) = completion.result() {
+            self.counters.failed += 1;
+            self.errors.count(error.status());
+            entry.finished.failure.get_or_insert(error);
         }
-        entry.finished.add(completion.take_buffers());
+        entry.finished.add(&mut completion);
         if entry.left == 0 { entry.waker.take() } else { None }
     }
 

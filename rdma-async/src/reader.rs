@@ -14,8 +14,14 @@ use rdma_core::{Buffer, Completion, Completions, PollError};
 
 /// Takes the completions of one queue pair.
 pub(crate) trait Deliver: Send + Sync {
-    /// `slot` is the number of the work request. Called with the completion queue's lock held.
-    fn deliver(&self, slot: u32, completion: Completion<'_>, later: &mut Later);
+    /// Takes `first` and those of `rest` that follow it and are of the same queue pair, as they mostly are: they share a lock. Gives the
+    /// next one, of another queue pair. Called with the completion queue's lock held.
+    fn deliver<'c>(
+        &self,
+        first: Completion<'c>,
+        rest: &mut dyn Iterator<Item = Completion<'c>>,
+        later: &mut Later,
+    ) -> Option<Completion<'c>>;
 
     /// Whoever waits is to look for themselves. Called with the completion queue's lock held.
     fn wake_all(&self, later: &mut Later);
@@ -39,6 +45,12 @@ impl Key {
     #[inline(always)]
     pub(crate) fn id(self, slot: u32) -> u64 {
         self.0 | u64::from(slot)
+    }
+
+    /// Of the lane that the number `id` names.
+    #[inline(always)]
+    pub(crate) fn of(id: u64) -> Key {
+        Key(id & !u64::from(Self::MAX_SLOT))
     }
 
     #[inline(always)]
@@ -140,9 +152,12 @@ impl Reader {
     /// Reads once, and hands each completion to its lane; says how many there were.
     pub(crate) fn read(&mut self, cq: &rdma_core::CompletionQueue) -> Result<usize, PollError> {
         let Reader { completions, lanes, later, .. } = self;
-        let lent = cq.poll(completions)?;
+        let mut lent = cq.poll(completions)?;
         let count = lent.len();
-        lent.for_each(|completion| hand_over(lanes, completion, later));
+        let mut next = lent.next();
+        while let Some(completion) = next {
+            next = hand_over(lanes, completion, &mut lent, later);
+        }
         Ok(count)
     }
 
@@ -205,16 +220,24 @@ impl Reader {
     }
 }
 
-/// Gives a completion to the lane that its number names.
+/// Gives a completion to the lane that its number names, and those of `rest` that follow; gives the next one, of another lane.
 #[inline(never)]
-pub(crate) fn hand_over(lanes: &[Registered], completion: Completion<'_>, later: &mut Later) {
+pub(crate) fn hand_over<'c>(
+    lanes: &[Registered],
+    completion: Completion<'c>,
+    rest: &mut dyn Iterator<Item = Completion<'c>>,
+    later: &mut Later,
+) -> Option<Completion<'c>> {
     let id = completion.id();
     let index = Key::index(id);
     match lanes.get(index) {
         Some(Registered { generation, lane: Some(lane) }) if Key::new(index, *generation).is_of(id) => {
-            lane.deliver(Key::slot(id), completion, later);
+            lane.deliver(completion, rest, later)
         }
-        _ => later.discard(completion),
+        _ => {
+            later.discard(completion);
+            rest.next()
+        }
     }
 }
 

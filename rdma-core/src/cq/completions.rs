@@ -261,6 +261,13 @@ impl Completion<'_> {
         self.completion.result()
     }
 
+    /// Whether [`take_buffer`](Completion::take_buffer) takes all buffers that there are.
+    #[must_use]
+    #[inline]
+    pub fn is_single(&self) -> bool {
+        self.more.is_none()
+    }
+
     /// Takes the first buffer of the scatter/gather list (the only one, of most). After a successful
     /// receive it shows what was received.
     #[inline]
