@@ -1,6 +1,9 @@
 //! 64 queue pairs with 16 echoes of 64 bytes in flight each, on two cores: futures against a synchronous loop with one thread per core,
 //! and against TCP with tokio on the loopback. All in one process, in turns, so that what else the machine does strikes all alike.
 //!
+//! Futures run as a task per message in flight, with a runtime per core or one for both; and as a task per side of a pair that sends all its
+//! messages as one batch, which the synchronous loop does not.
+//!
 //! usage: cargo bench --bench async_throughput [-- ROW...] [SECONDS]      rows by a part of their names, all unless given; of each of five
 //!                                                                       turns, 0.4 unless given
 //!
@@ -13,7 +16,10 @@
 )]
 
 use std::{
+    future::Future,
+    pin::pin,
     sync::{Arc, Barrier, Mutex},
+    task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -198,15 +204,25 @@ fn synchronous(loops: &mut [Loop], length: Duration) -> Latencies {
 
 // ---- futures ----
 
+/// How a side of a pair keeps its messages in flight.
+#[derive(Clone, Copy, PartialEq)]
+enum Style {
+    /// A task for each, which sends and receives one at a time.
+    Tasks,
+    /// One task, which sends all with one doorbell and one signalled completion.
+    Batches,
+}
+
 /// Pairs on one completion queue, and their latencies.
 struct Group {
+    style: Style,
     connections: Vec<(Arc<RcConnection>, Arc<RcConnection>)>,
     latencies: Arc<Mutex<Latencies>>,
 }
 
 impl Group {
-    /// As many pairs as there are for one core; each side is a task per message in flight.
-    async fn new() -> Group {
+    /// As many pairs as there are for one core.
+    async fn new(style: Style) -> Group {
         let domain = Domain::new(&soft()).unwrap();
         let (depth, count) = (IN_FLIGHT * 2, PAIRS / CORES);
         let depth_of_queue = u32::try_from(count * 4 * (depth + 1)).unwrap();
@@ -224,44 +240,95 @@ impl Group {
             let (a, b) =
                 tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
             let (client, server) = (Arc::new(a.unwrap()), Arc::new(b.unwrap()));
-            for _ in 0..IN_FLIGHT {
-                let server = Arc::clone(&server);
-                tokio::spawn(async move {
-                    while let Ok(message) = server.recv().await {
-                        if server.send(message).await.0.is_err() {
-                            break;
-                        }
-                    }
-                });
+            match style {
+                Style::Tasks => (0..IN_FLIGHT).for_each(|_| drop(tokio::spawn(answer(Arc::clone(&server))))),
+                Style::Batches => drop(tokio::spawn(answer_batches(Arc::clone(&server)))),
             }
             connections.push((client, server));
         }
-        Group { connections, latencies: Arc::new(Mutex::new(latencies())) }
+        Group { style, connections, latencies: Arc::new(Mutex::new(latencies())) }
     }
 
-    /// The clients, each of which sends a message and waits for its echo.
     async fn run(&self, length: Duration) -> Latencies {
         let epoch = Instant::now();
         let mut tasks = JoinSet::new();
         for (client, _) in &self.connections {
-            for _ in 0..IN_FLIGHT {
-                let (client, latencies) = (Arc::clone(client), Arc::clone(&self.latencies));
-                tasks.spawn(async move {
-                    let mut buffer = client.pool().acquire().await;
-                    let mut now = Duration::ZERO;
-                    while now < length {
-                        stamp(&mut buffer, epoch);
-                        let (sent, returned) = client.send(buffer).await;
-                        sent.unwrap();
-                        buffer = returned;
-                        let message = client.recv().await.unwrap();
-                        now = record(&mut latencies.lock().unwrap(), &message, epoch);
-                    }
-                });
+            let own = || (Arc::clone(client), Arc::clone(&self.latencies));
+            match self.style {
+                Style::Tasks => (0..IN_FLIGHT).for_each(|_| drop(tasks.spawn(ask(own(), epoch, length)))),
+                Style::Batches => drop(tasks.spawn(ask_batches(own(), epoch, length))),
             }
         }
         tasks.join_all().await;
         std::mem::replace(&mut self.latencies.lock().unwrap(), latencies())
+    }
+}
+
+/// Sends a message and waits for its echo, again and again.
+async fn ask(
+    (client, latencies): (Arc<RcConnection>, Arc<Mutex<Latencies>>),
+    epoch: Instant,
+    length: Duration,
+) {
+    let mut buffer = client.pool().acquire().await;
+    let mut now = Duration::ZERO;
+    while now < length {
+        stamp(&mut buffer, epoch);
+        let (sent, returned) = client.send(buffer).await;
+        sent.unwrap();
+        buffer = returned;
+        let message = client.recv().await.unwrap();
+        now = record(&mut latencies.lock().unwrap(), &message, epoch);
+    }
+}
+
+async fn answer(server: Arc<RcConnection>) {
+    while let Ok(message) = server.recv().await {
+        if server.send(message).await.0.is_err() {
+            break;
+        }
+    }
+}
+
+/// Sends as many messages as there are in flight, and waits for all echoes.
+async fn ask_batches(
+    (client, latencies): (Arc<RcConnection>, Arc<Mutex<Latencies>>),
+    epoch: Instant,
+    length: Duration,
+) {
+    let mut buffers = Vec::new();
+    for _ in 0..IN_FLIGHT {
+        buffers.push(client.pool().acquire().await);
+    }
+    let mut now = Duration::ZERO;
+    while now < length {
+        let batch = buffers.drain(..).fold(client.batch(), |batch, mut buffer| {
+            stamp(&mut buffer, epoch);
+            batch.send(buffer)
+        });
+        let (sent, returned) = batch.post().await;
+        sent.unwrap();
+        buffers = returned;
+        for _ in 0..IN_FLIGHT {
+            let message = client.recv().await.unwrap();
+            now = record(&mut latencies.lock().unwrap(), &message, epoch);
+        }
+    }
+}
+
+/// Answers what has arrived with one batch.
+async fn answer_batches(server: Arc<RcConnection>) {
+    while let Ok(first) = server.recv().await {
+        let mut batch = server.batch().send(first.into_buffer());
+        for _ in 1..IN_FLIGHT {
+            // A receive that is dropped took nothing.
+            let arrived = pin!(server.recv()).poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(Ok(message)) = arrived else { break };
+            batch = batch.send(message.into_buffer());
+        }
+        if batch.post().await.0.is_err() {
+            break;
+        }
     }
 }
 
@@ -387,10 +454,13 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(CORES).enable_all().build().unwrap()
 }
 
-fn core() -> (Runtime, Group) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let group = runtime.block_on(Group::new());
-    (runtime, group)
+fn cores(style: Style) -> Vec<(Runtime, Group)> {
+    let core = |_| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let group = runtime.block_on(Group::new(style));
+        (runtime, group)
+    };
+    (0..CORES).map(core).collect()
 }
 
 fn main() {
@@ -399,15 +469,16 @@ fn main() {
         arguments.pop_if(|last| last.parse::<f64>().is_ok()).map_or(0.4, |last| last.parse().unwrap());
     let length = Duration::from_secs_f64(seconds);
     let mut loops: Vec<_> = (0..CORES).map(|_| Loop::new()).collect();
-    let cores: Vec<_> = (0..CORES).map(|_| core()).collect();
+    let (by_tasks, by_batches) = (cores(Style::Tasks), cores(Style::Batches));
     let runtime = runtime();
     let groups: &'static [Group] =
-        (0..CORES).map(|_| runtime.block_on(Group::new())).collect::<Vec<_>>().leak();
+        (0..CORES).map(|_| runtime.block_on(Group::new(Style::Tasks))).collect::<Vec<_>>().leak();
     let mut streams = Some(runtime.block_on(streams()));
-    let mut rows: [(&str, &mut dyn FnMut() -> Latencies, Row); 4] = [
+    let mut rows: [(&str, &mut dyn FnMut() -> Latencies, Row); 5] = [
         ("synchronous loop", &mut || synchronous(&mut loops, length), Row::default()),
-        ("futures, a runtime per core", &mut || by_core(&cores, length), Row::default()),
+        ("futures, a runtime per core", &mut || by_core(&by_tasks, length), Row::default()),
         ("futures, one runtime", &mut || runtime.block_on(shared(groups, length)), Row::default()),
+        ("futures, batches", &mut || by_core(&by_batches, length), Row::default()),
         (
             "TCP, tokio",
             &mut || {
