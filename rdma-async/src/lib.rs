@@ -59,7 +59,10 @@
 //! # Threads
 //!
 //! Futures are `Send` and work on current-thread and multi-thread runtimes. A future looks at its completion queue itself, and
-//! spins as its [`WaitMode`] says; only a future that sleeps needs the runtime's I/O driver, and the domain's task.
+//! spins as its [`WaitMode`] says, unless others wait on the queue too: then one task reads for all, on the runtime that the queue was made
+//! on. Only a future that sleeps needs the runtime's I/O driver, and the domain's task.
+//!
+//! Most throughput comes from a queue per core, made on that core's runtime and shared by its connections.
 #![deny(unsafe_code)]
 
 mod connection;
