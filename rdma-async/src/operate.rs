@@ -434,6 +434,9 @@ async fn copy_and_operate<O: Owner, S: Source, F: Request<O::Transport>>(
 
 /// The next idle buffer of the pool, unless the lane ends first: who keeps the others may wait for that.
 pub(crate) async fn acquire<T: Carries>(lane: &Lane<T>) -> Result<Buffer, Ended> {
+    if let Some(buffer) = lane.pool.try_acquire() {
+        return Ok(buffer);
+    }
     tokio::select! {
         biased;
         reason = lane.until_ended() => Err(reason),
