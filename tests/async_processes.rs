@@ -214,20 +214,28 @@ async fn a_server_killed_under_load(mode: WaitMode) {
     println!("  {mode:?}: {total} round trips, all resolved after {after:?}");
 }
 
+/// Waits for messages that do not come until so many keep-alives were answered: soon, but on a machine that has other things to do.
+async fn idle_for_keep_alives(connection: &RcConnection, count: u64) {
+    let start = Instant::now();
+    while connection.counters().keep_alives < count {
+        let received = tokio::time::timeout(Duration::from_millis(500), connection.recv()).await;
+        assert!(received.is_err(), "{received:?} after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", connection.counters());
+    }
+    assert!(connection.ended().is_none(), "{:?}", connection.ended());
+}
+
 async fn a_peer_that_hangs_while_this_side_only_waits(mode: WaitMode) {
     let (peer, address) = Peer::start("listen");
     let domain = common::domain();
     let connection = connect(address, &domain, &config(mode)).await.unwrap();
     connection.send(Bytes::from_static(b"there?")).await.0.unwrap();
     // A live peer answers keep-alives, however long nothing else happens.
-    assert!(tokio::time::timeout(Duration::from_secs(1), connection.recv()).await.is_err());
-    assert!(connection.ended().is_none() && connection.counters().keep_alives >= 2);
+    idle_for_keep_alives(&connection, 2).await;
     peer.stop();
     if common::differs(&domain.context(), common::Difference::AnswersForStoppedProcesses) {
         // Nothing tells this side, and it goes on: keep-alives are answered.
-        let before = connection.counters().keep_alives;
-        assert!(tokio::time::timeout(Duration::from_secs(2), connection.recv()).await.is_err());
-        assert!(connection.ended().is_none() && connection.counters().keep_alives > before);
+        idle_for_keep_alives(&connection, connection.counters().keep_alives + 2).await;
         return;
     }
     let (error, after) = receive_to_the_end(&connection, Instant::now()).await;
