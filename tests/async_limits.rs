@@ -267,6 +267,30 @@ async fn peers_that_say_nothing_do_not_lock_out_others() {
     // The oldest had to go, long before its time was over.
     let end = timeout(Duration::from_secs(2), silent[0].read_to_end(&mut Vec::new())).await;
     assert!(end.is_ok(), "it is still open");
+    assert!(listener.crowded_out() >= 100, "{}", listener.crowded_out());
+}
+
+/// A program that is behind with accepting keeps the connections that are being made.
+#[tokio::test]
+async fn a_program_that_accepts_late_loses_no_connection() {
+    const PEERS: usize = 100;
+    let domain = common::domain();
+    let config = Config::rc().receive_depth(2).send_depth(2).spare_buffers(2).message_size(64);
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let address = listener.local_addr();
+    let mut peers = JoinSet::new();
+    for _ in 0..PEERS {
+        let (domain, config) = (domain.clone(), config.clone());
+        peers.spawn(async move { connect(address, &domain, &config).await });
+    }
+    // Time for the exchanges that the listener makes ahead.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut accepted = Vec::new();
+    for _ in 0..PEERS {
+        accepted.push(timeout(LIMIT, listener.accept()).await.unwrap().unwrap());
+    }
+    assert_eq!(peers.join_all().await.into_iter().filter(Result::is_ok).count(), PEERS);
+    assert_eq!(listener.crowded_out(), 0);
 }
 
 /// A domain belongs to the runtime it was opened on.

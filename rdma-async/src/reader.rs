@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     task::{Wake, Waker},
+    vec,
 };
 
 use bytes::Bytes;
@@ -103,9 +104,18 @@ impl Later {
         self.any = false;
         self.garbage.clear();
         self.bytes.clear();
-        for waker in self.wakers.drain(..) {
-            waker.wake();
-        }
+        let mut left = Left(self.wakers.drain(..));
+        left.0.by_ref().for_each(Waker::wake);
+    }
+}
+
+/// Wakers to be called: when one of them panics, the others are called all the same.
+struct Left<'l>(vec::Drain<'l, Waker>);
+
+impl Drop for Left<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.by_ref().for_each(Waker::wake);
     }
 }
 
@@ -257,5 +267,42 @@ pub(crate) fn run(reader: &parking_lot::Mutex<Reader>) {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("lanes", &self.lanes.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::atomic::AtomicUsize,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Called(AtomicUsize);
+
+    impl Wake for Called {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker of the program's");
+        }
+    }
+
+    #[test]
+    fn a_waker_that_panics_loses_no_other_wake_up() {
+        let called = Arc::new(Called::default());
+        let mut later = Later::default();
+        let waker = || Waker::from(Arc::clone(&called));
+        later.wake([waker(), Waker::from(Arc::new(Panics)), waker(), waker()]);
+        assert!(catch_unwind(AssertUnwindSafe(|| later.run())).is_err());
+        assert_eq!(called.0.load(SeqCst), 3);
     }
 }

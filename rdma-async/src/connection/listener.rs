@@ -6,9 +6,9 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -20,9 +20,13 @@ use tokio::{
 use super::{Config, Connection, establish::over_tcp, transport::Connected};
 use crate::{domain::Domain, error::ConnectError, trace};
 
-/// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each. One more
-/// ends the oldest: an honest peer needs milliseconds, so it is one that says nothing.
+/// Exchanges at the same time, with those that are done and not accepted yet: what half-open and malicious peers can hold is this many
+/// tasks, for the handshake's timeout each.
 const MAX_HANDSHAKES: usize = 64;
+
+/// When there are so many, one more ends the oldest that has gone on for this long: honest peers need milliseconds, so it is one that says
+/// nothing.
+const LONG: Duration = Duration::from_millis(500);
 
 /// Takes connections on a TCP port.
 ///
@@ -32,6 +36,7 @@ const MAX_HANDSHAKES: usize = 64;
 pub struct Listener<T: Connected> {
     address: SocketAddr,
     accepted: Mutex<mpsc::Receiver<Result<Connection<T>, ConnectError>>>,
+    crowded_out: Arc<AtomicU64>,
     task: AbortHandle,
 }
 
@@ -50,14 +55,22 @@ impl<T: Connected> Listener<T> {
         let tcp = TcpListener::bind(address).await.map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
         let (sender, accepted) = mpsc::channel(1);
-        let task = tokio::spawn(serve(tcp, domain.clone(), config.clone(), sender)).abort_handle();
-        Ok(Listener { address, accepted: Mutex::new(accepted), task })
+        let crowded_out = Arc::new(AtomicU64::new(0));
+        let serve = serve(tcp, domain.clone(), config.clone(), sender, Arc::clone(&crowded_out));
+        let task = tokio::spawn(serve).abort_handle();
+        Ok(Listener { address, accepted: Mutex::new(accepted), crowded_out, task })
     }
 
     /// The address it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many exchanges were ended to make room for others, because their peers were silent while many more came.
+    #[must_use]
+    pub fn crowded_out(&self) -> u64 {
+        self.crowded_out.load(Relaxed)
     }
 
     /// The next connection.
@@ -88,10 +101,11 @@ async fn serve<T: Connected>(
     domain: Domain,
     config: Config<T>,
     accepted: mpsc::Sender<Result<Connection<T>, ConnectError>>,
+    crowded_out: Arc<AtomicU64>,
 ) {
     let mut handshakes = Handshakes::default();
     loop {
-        handshakes.make_room().await;
+        crowded_out.fetch_add(handshakes.make_room().await, Relaxed);
         let (stream, peer) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(source) => {
@@ -112,7 +126,7 @@ async fn serve<T: Connected>(
             // Nobody accepts any more: the connection is dropped.
             let _ = accepted.send(result).await;
         });
-        handshakes.begun.push_back(Handshake { task, peer, is_done });
+        handshakes.begun.push_back(Handshake { task, peer, since: Instant::now(), is_done });
     }
 }
 
@@ -127,28 +141,35 @@ struct Handshakes {
 struct Handshake {
     task: AbortHandle,
     peer: SocketAddr,
+    since: Instant,
     /// It waits for the program to accept.
     is_done: Arc<AtomicBool>,
 }
 
 impl Handshakes {
-    /// Waits until one more may begin; ends the oldest if that is what it takes.
-    async fn make_room(&mut self) {
+    /// Waits until one more may begin; ends the oldest if that is what it takes. Gives how many it ended.
+    async fn make_room(&mut self) -> u64 {
+        let mut ended = 0;
         loop {
             while self.tasks.try_join_next().is_some() {}
             self.begun.retain(|handshake| !handshake.task.is_finished());
             if self.begun.len() < MAX_HANDSHAKES {
-                return;
+                return ended;
             }
-            match self.begun.iter().position(|handshake| !handshake.is_done.load(Relaxed)) {
-                Some(oldest) => {
+            let oldest = self.begun.iter().position(|handshake| !handshake.is_done.load(Relaxed));
+            let left = oldest.map(|oldest| LONG.saturating_sub(self.begun[oldest].since.elapsed()));
+            match (oldest, left) {
+                (Some(oldest), Some(Duration::ZERO)) => {
                     if let Some(Handshake { task, peer, .. }) = self.begun.remove(oldest) {
                         trace::crowded_out(&peer);
                         task.abort();
+                        ended += 1;
                     }
                 }
-                // The program accepts none.
-                None => drop(self.tasks.join_next().await),
+                // Until the program accepts one, or a peer's time is over.
+                (_, left) => {
+                    let _ = tokio::time::timeout(left.unwrap_or(Duration::MAX), self.tasks.join_next()).await;
+                }
             }
         }
     }
