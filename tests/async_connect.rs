@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rdma_async::{
@@ -13,7 +13,10 @@ use rdma_async::{
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn unreliable_connections() {
@@ -84,7 +87,7 @@ async fn a_side_that_cannot_make_its_queue_pair_tells_the_peer() {
 /// What the listener says of a peer that sends `bytes`, and then closes or waits.
 async fn malformed(bytes: &[u8], close: bool) -> ConnectError {
     let domain = common::domain();
-    let config = Config::rc().handshake_timeout(Duration::from_millis(300));
+    let config = Config::rc().handshake_timeout(Duration::from_secs(2));
     let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
     let mut stream = TcpStream::connect(listener.local_addr()).await.unwrap();
     // The listener may hang up before it has read all.
@@ -92,9 +95,7 @@ async fn malformed(bytes: &[u8], close: bool) -> ConnectError {
     if close {
         stream.shutdown().await.unwrap();
     }
-    let start = Instant::now();
-    let error = listener.accept().await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(2));
+    let error = timeout(LIMIT, listener.accept()).await.unwrap().unwrap_err();
     let text = error.to_string();
     assert!(text.contains(&stream.local_addr().unwrap().to_string()), "names the peer: {text}");
     // The listener is as good as new.
@@ -121,14 +122,9 @@ async fn peers_that_speak_something_else() {
 #[tokio::test]
 async fn peers_that_say_too_little_or_too_much() {
     assert!(matches!(exchange_error(malformed(b"", true).await), ExchangeError::Closed));
-    assert!(matches!(
-        exchange_error(malformed(b"", false).await),
-        ExchangeError::TimedOut { received: 0, .. }
-    ));
-    assert!(matches!(
-        exchange_error(malformed(b"RDMX\0", false).await),
-        ExchangeError::TimedOut { received: 5, .. }
-    ));
+    let (nothing, some) = tokio::join!(malformed(b"", false), malformed(b"RDMX\0", false));
+    assert!(matches!(exchange_error(nothing), ExchangeError::TimedOut { received: 0, .. }));
+    assert!(matches!(exchange_error(some), ExchangeError::TimedOut { received: 5, .. }));
     assert!(matches!(
         exchange_error(malformed(b"RDMX\0\x01\0", true).await),
         ExchangeError::Truncated { received: 7, .. }
@@ -176,7 +172,7 @@ async fn private_data_that_is_too_long_is_an_error_of_this_side() {
 #[tokio::test]
 async fn slow_peers_do_not_hold_up_others() {
     let domain = common::domain();
-    let config = Config::rc().handshake_timeout(Duration::from_secs(20));
+    let config = Config::rc().handshake_timeout(10 * LIMIT);
     let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
     let mut slow = Vec::new();
     for _ in 0..30 {
@@ -184,10 +180,9 @@ async fn slow_peers_do_not_hold_up_others() {
         stream.write_all(b"RD").await.unwrap();
         slow.push(stream);
     }
-    let start = Instant::now();
-    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    let both = async { tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept()) };
+    let (a, b) = timeout(LIMIT, both).await.unwrap();
     common::greet(&a.unwrap(), &b.unwrap()).await;
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -115,6 +115,19 @@ pub enum ConnectError {
         /// What the peer said.
         reason: String,
     },
+    /// The peer waited for as long as an exchange may take, because connections that were made before were not accepted.
+    #[error(
+        "{made} connections that were made were not accepted for {timeout:?}, so the one{} was not made; call Listener::accept sooner, or \
+         allow more time (Config::handshake_timeout, of both sides)", with(.peer)
+    )]
+    NotAccepted {
+        /// The peer.
+        peer: Option<SocketAddr>,
+        /// Connections that are made ahead.
+        made: usize,
+        /// The time that an exchange may take.
+        timeout: Duration,
+    },
     /// A verb failed on this side.
     #[error(transparent)]
     Verb(#[from] rdma_core::Error),

@@ -1,7 +1,7 @@
 //! The exchange of connection data between two peers before their queue pairs can talk: framed, versioned, bounded.
 //!
 //! Both sides do the same: each sends one frame and reads one frame, at the same time, over any reliable byte
-//! stream (TCP, TLS, a Unix socket). A frame is a 12-byte header and a body in
+//! stream (TCP, TLS, a Unix socket). Only a [`Listener`](crate::Listener) reads the first frame before it sends its own. A frame is a 12-byte header and a body in
 //! [postcard](https://postcard.jamesmunns.com/wire-format) encoding:
 //!
 //! | bytes | content |
@@ -19,7 +19,7 @@ use std::{io, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::Instant,
 };
 
@@ -158,6 +158,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         }
     }
 
+    /// Returns what the peer sent, as the first half of a `swap` whose other half is [`Exchange::tell`].
+    pub(crate) async fn hear<R: DeserializeOwned>(&mut self) -> Result<R, ExchangeError> {
+        let mut received = 0;
+        let frame = receive(&mut self.stream, &mut received);
+        match tokio::time::timeout_at(self.deadline, frame).await {
+            Ok(body) => decode(&body?),
+            Err(_) => Err(ExchangeError::TimedOut { timeout: self.timeout, received }),
+        }
+    }
+
+    /// Sends `ours`.
+    pub(crate) async fn tell<T: Serialize + ?Sized>(&mut self, ours: &T) -> Result<(), ExchangeError> {
+        let frame = encode(ours)?;
+        let sent = tokio::time::timeout_at(self.deadline, send(&mut self.stream, &frame)).await;
+        sent.unwrap_or(Err(ExchangeError::TimedOut { timeout: self.timeout, received: 0 }))
+    }
+
+    /// When it has to have ended.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
     /// Ends the exchange and returns the stream.
     pub fn into_inner(self) -> S {
         self.stream
@@ -188,16 +210,13 @@ fn decode<R: DeserializeOwned>(body: &[u8]) -> Result<R, ExchangeError> {
     }
 }
 
-async fn send<S: AsyncWrite>(mut writer: WriteHalf<S>, frame: &[u8]) -> Result<(), ExchangeError> {
+async fn send(mut writer: impl AsyncWrite + Unpin, frame: &[u8]) -> Result<(), ExchangeError> {
     writer.write_all(frame).await.map_err(stream_error)?;
     writer.flush().await.map_err(stream_error)
 }
 
 /// Reads one frame and returns its body; `received` counts its bytes so far, for the error of a timeout.
-async fn receive<S: AsyncRead>(
-    mut reader: ReadHalf<S>,
-    received: &mut usize,
-) -> Result<Vec<u8>, ExchangeError> {
+async fn receive(mut reader: impl AsyncRead + Unpin, received: &mut usize) -> Result<Vec<u8>, ExchangeError> {
     let mut header = [0; HEADER];
     while *received < HEADER {
         *received += read_some(&mut reader, &mut header[*received..], *received, HEADER).await?;
@@ -231,8 +250,8 @@ async fn receive<S: AsyncRead>(
 }
 
 /// At least one byte into `space`, or the error of a stream that ended after `received` of `expected` bytes.
-async fn read_some<S: AsyncRead>(
-    reader: &mut ReadHalf<S>,
+async fn read_some(
+    reader: &mut (impl AsyncRead + Unpin),
     space: &mut [u8],
     received: usize,
     expected: usize,

@@ -13,7 +13,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Config, Connection, Peer, link::Link, transport::Connected, watch::watch};
+use super::{Config, Connection, Peer, link::Link, listener::Turn, transport::Connected, watch::watch};
 use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane, trace};
 
 /// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
@@ -46,7 +46,7 @@ pub async fn connect<T: Connected>(
     let stream = tokio::time::timeout(config.handshake_timeout, TcpStream::connect(address)).await;
     let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let stream = stream.map_err(|source| ConnectError::Stream { verb: "connect", source })?;
-    over_tcp(stream, domain, config).await
+    over_tcp(stream, domain, config, None).await
 }
 
 /// Connects to a peer that does the same at the other end of `stream`, whatever that is (TLS, a Unix socket). The stream stays
@@ -64,18 +64,19 @@ pub async fn connect_over<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin
     domain: &Domain,
     config: &Config<T>,
 ) -> Result<Connection<T>, ConnectError> {
-    trace::establishing(T::NAME, establish(stream, None, domain, config)).await
+    trace::establishing(T::NAME, establish(stream, None, domain, config, None)).await
 }
 
 pub(super) async fn over_tcp<T: Connected>(
     stream: TcpStream,
     domain: &Domain,
     config: &Config<T>,
+    turn: Option<&Turn>,
 ) -> Result<Connection<T>, ConnectError> {
     let peer = stream.peer_addr().ok();
     prepare(&stream, config.keep_alive)
         .map_err(|source| ConnectError::Stream { verb: "set options of", source })?;
-    trace::establishing(T::NAME, establish(stream, peer, domain, config)).await
+    trace::establishing(T::NAME, establish(stream, peer, domain, config, turn)).await
 }
 
 /// No delays, and an end when the peer's machine is gone without a word.
@@ -95,15 +96,37 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     address: Option<SocketAddr>,
     domain: &Domain,
     config: &Config<T>,
+    turn: Option<&Turn>,
 ) -> Result<Connection<T>, ConnectError> {
     let mut exchange = Exchange::new(stream, config.handshake_timeout);
     let failed = |source| ConnectError::Exchange { peer: address, source };
     let refused = |reason| ConnectError::Refused { peer: address, reason };
+    // A peer that says nothing costs a listener no queue pair.
+    let heard = match turn {
+        Some(turn) => {
+            let theirs: Result<Hello, String> = exchange.hear().await.map_err(failed)?;
+            turn.stay();
+            let theirs = theirs.map_err(refused)?;
+            // Held until the connection is accepted.
+            let place = tokio::time::timeout_at(exchange.deadline(), turn.place()).await;
+            place.map_err(|_| ConnectError::NotAccepted {
+                peer: address,
+                made: Turn::PLACES,
+                timeout: config.handshake_timeout,
+            })?;
+            Some(theirs)
+        }
+        None => None,
+    };
     let prepared = match Prepared::new(domain, config) {
         Ok(prepared) => prepared,
         Err(error) => {
+            let why = Err::<Hello, _>(reason(&error));
             // The peer learns why; whether it does changes nothing here.
-            let _ = exchange.swap::<Result<Hello, _>, Result<Hello, String>>(&Err(reason(&error))).await;
+            let _ = match heard {
+                Some(_) => exchange.tell(&why).await,
+                None => exchange.swap::<_, Result<Hello, String>>(&why).await.map(drop),
+            };
             return Err(error.into());
         }
     };
@@ -115,8 +138,11 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
         regions: config.regions.clone(),
         private_data: config.private_data.clone(),
     };
-    let theirs: Result<Hello, String> = exchange.swap(&Ok::<_, String>(hello)).await.map_err(failed)?;
-    let theirs = theirs.map_err(refused)?;
+    let hello = Ok::<_, String>(hello);
+    let theirs = match heard {
+        Some(theirs) => exchange.tell(&hello).await.map(|()| theirs).map_err(failed)?,
+        None => exchange.swap::<_, Result<Hello, String>>(&hello).await.map_err(failed)?.map_err(refused)?,
+    };
     let connected = if theirs.transport == T::CODE {
         prepared.connect(&theirs.endpoint).map_err(ConnectError::from)
     } else {

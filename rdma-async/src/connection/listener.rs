@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -13,20 +13,20 @@ use std::{
 
 use tokio::{
     net::{TcpListener, ToSocketAddrs},
-    sync::{Mutex, mpsc},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
 };
 
 use super::{Config, Connection, establish::over_tcp, transport::Connected};
 use crate::{domain::Domain, error::ConnectError, trace};
 
-/// Exchanges at the same time, with those that are done and not accepted yet: what half-open and malicious peers can hold is this many
-/// tasks, for the handshake's timeout each.
-const MAX_HANDSHAKES: usize = 64;
+/// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each. Those that
+/// said nothing so far hold nothing else but a stream.
+const MAX_EXCHANGES: usize = 256;
 
-/// When there are so many, one more ends the oldest that has gone on for this long: honest peers need milliseconds, so it is one that says
-/// nothing.
-const LONG: Duration = Duration::from_millis(500);
+/// When there are so many, one more ends the oldest whose peer has said nothing for this long: honest peers speak first, and need
+/// milliseconds.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// Takes connections on a TCP port.
 ///
@@ -103,9 +103,10 @@ async fn serve<T: Connected>(
     accepted: mpsc::Sender<Result<Connection<T>, ConnectError>>,
     crowded_out: Arc<AtomicU64>,
 ) {
-    let mut handshakes = Handshakes::default();
+    let mut exchanges = Exchanges::default();
+    let places = Arc::new(Semaphore::new(Turn::PLACES));
     loop {
-        crowded_out.fetch_add(handshakes.make_room().await, Relaxed);
+        crowded_out.fetch_add(exchanges.make_room().await, Relaxed);
         let (stream, peer) = match tcp.accept().await {
             Ok(accepted) => accepted,
             Err(source) => {
@@ -118,49 +119,74 @@ async fn serve<T: Connected>(
             }
         };
         let (domain, config, accepted) = (domain.clone(), config.clone(), accepted.clone());
-        let is_done = Arc::new(AtomicBool::new(false));
-        let done = Arc::clone(&is_done);
-        let task = handshakes.tasks.spawn(async move {
-            let result = over_tcp(stream, &domain, &config).await;
-            done.store(true, Relaxed);
+        let turn = Turn { stays: Arc::default(), places: Arc::clone(&places), place: OnceLock::new() };
+        let stays = Arc::clone(&turn.stays);
+        let task = exchanges.tasks.spawn(async move {
+            let result = over_tcp(stream, &domain, &config, Some(&turn)).await;
+            turn.stay();
             // Nobody accepts any more: the connection is dropped.
             let _ = accepted.send(result).await;
         });
-        handshakes.begun.push_back(Handshake { task, peer, since: Instant::now(), is_done });
+        exchanges.begun.push_back(Begun { task, peer, since: Instant::now(), stays });
+    }
+}
+
+/// What a listener's exchange with one peer holds.
+pub(super) struct Turn {
+    /// The peer spoke, or the exchange is over.
+    stays: Arc<AtomicBool>,
+    places: Arc<Semaphore>,
+    place: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// Connections that are being made, or were made and not accepted yet: each has a queue pair, and buffers.
+    pub(super) const PLACES: usize = 64;
+
+    /// It is not ended any more to make room for others.
+    pub(super) fn stay(&self) {
+        self.stays.store(true, Relaxed);
+    }
+
+    /// Waits for a place, and keeps it until the exchange is over and its connection accepted.
+    pub(super) async fn place(&self) {
+        // Nobody closes the semaphore.
+        if let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+            let _ = self.place.set(place);
+        }
     }
 }
 
 /// Exchanges that go on, and what they ended with if nobody has accepted it yet.
 #[derive(Default)]
-struct Handshakes {
+struct Exchanges {
     tasks: JoinSet<()>,
     /// Oldest first.
-    begun: VecDeque<Handshake>,
+    begun: VecDeque<Begun>,
 }
 
-struct Handshake {
+struct Begun {
     task: AbortHandle,
     peer: SocketAddr,
     since: Instant,
-    /// It waits for the program to accept.
-    is_done: Arc<AtomicBool>,
+    stays: Arc<AtomicBool>,
 }
 
-impl Handshakes {
-    /// Waits until one more may begin; ends the oldest if that is what it takes. Gives how many it ended.
+impl Exchanges {
+    /// Waits until one more may begin; ends the oldest silent one if that is what it takes. Gives how many it ended.
     async fn make_room(&mut self) -> u64 {
         let mut ended = 0;
         loop {
             while self.tasks.try_join_next().is_some() {}
-            self.begun.retain(|handshake| !handshake.task.is_finished());
-            if self.begun.len() < MAX_HANDSHAKES {
+            self.begun.retain(|exchange| !exchange.task.is_finished());
+            if self.begun.len() < MAX_EXCHANGES {
                 return ended;
             }
-            let oldest = self.begun.iter().position(|handshake| !handshake.is_done.load(Relaxed));
-            let left = oldest.map(|oldest| LONG.saturating_sub(self.begun[oldest].since.elapsed()));
+            let oldest = self.begun.iter().position(|exchange| !exchange.stays.load(Relaxed));
+            let left = oldest.map(|oldest| SILENCE.saturating_sub(self.begun[oldest].since.elapsed()));
             match (oldest, left) {
                 (Some(oldest), Some(Duration::ZERO)) => {
-                    if let Some(Handshake { task, peer, .. }) = self.begun.remove(oldest) {
+                    if let Some(Begun { task, peer, .. }) = self.begun.remove(oldest) {
                         trace::crowded_out(&peer);
                         task.abort();
                         ended += 1;
