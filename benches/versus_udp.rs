@@ -3,9 +3,12 @@
 //! `cargo bench --bench versus_udp` prints, for each way of waiting, the median of five p50 values of half the round
 //! trip, and the ratio. The datagrams of the baseline are as long as the packets of the ping-pong: the message, the
 //! base transport header of 12 bytes and the ICRC of 4.
+//!
+//! Each side of a ping-pong has a processor of its own, the same ones for all. Left to the scheduler (`--free`), a pair of sleepers shares
+//! one in some runs, where waking is no interrupt, and not in others: the baseline alone then differs by a factor of three.
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,6 +18,7 @@ use clap::Parser;
 use rdma_workbench::baseline::{self, Wait};
 use rdma_workbench::local::{READY, Server};
 use rdma_workbench::udp_stream;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -27,6 +31,9 @@ struct Options {
     /// Runs of each kind
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Leave it to the scheduler where the sides of a ping-pong run
+    #[arg(long)]
+    free: bool,
     /// (internal) Be the echo of the baseline
     #[arg(long, hide = true)]
     echo: Option<Wait>,
@@ -57,16 +64,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let ping_pong = example("rc_pingpong")?;
+    let places = if options.free { None } else { Places::of_this_process()? };
     println!(
-        "half round trip of {} bytes, two processes, us; median of {} p50 of {} round trips",
-        options.size, options.runs, options.iters
+        "half round trip of {} bytes, two processes{}, us; median of {} p50 of {} round trips",
+        options.size,
+        places.as_ref().map_or("", |_| " on a processor each"),
+        options.runs,
+        options.iters
     );
     println!("{:<10} {:>10} {:>14} {:>8}   all p50, us", "waiting", "UDP", "rc_pingpong", "ratio");
     for (wait, mode) in [(Wait::Spin, "busy"), (Wait::Block, "event")] {
         let (mut udp, mut rdma) = (Vec::new(), Vec::new());
         for _ in 0..options.runs {
-            udp.push(udp_p50(wait, &options)?);
-            rdma.push(rdma_p50(&ping_pong, mode, &options)?);
+            udp.push(udp_p50(wait, &options, places.as_ref())?);
+            rdma.push(rdma_p50(&ping_pong, mode, &options, places.as_ref())?);
         }
         let (udp_median, rdma_median) = (median(&udp), median(&rdma));
         println!(
@@ -107,19 +118,72 @@ fn write_rate(program: &Path) -> Result<f64, Box<dyn Error>> {
     Ok(rate * f64::from(1 << 20))
 }
 
-fn udp_p50(wait: Wait, options: &Options) -> Result<f64, Box<dyn Error>> {
+fn udp_p50(wait: Wait, options: &Options, places: Option<&Places>) -> Result<f64, Box<dyn Error>> {
     let name = if wait == Wait::Spin { "spin" } else { "block" };
-    let server = Server::start(["--echo", name])?;
+    let server = at(places, Side::Server, || Server::start(["--echo", name]))??;
     let peer: SocketAddr = server.address();
-    let trips = baseline::udp_ping_pong(wait, peer, options.size + HEADERS, options.iters)?;
+    let trips = at(places, Side::Client, || {
+        baseline::udp_ping_pong(wait, peer, options.size + HEADERS, options.iters)
+    })??;
     server.finish(Duration::from_secs(5))?;
     Ok(trips.half().p50)
 }
 
-fn rdma_p50(program: &Path, mode: &str, options: &Options) -> Result<f64, Box<dyn Error>> {
+fn rdma_p50(
+    program: &Path,
+    mode: &str,
+    options: &Options,
+    places: Option<&Places>,
+) -> Result<f64, Box<dyn Error>> {
     let (size, iterations) = (options.size.to_string(), options.iters.to_string());
-    let report = report(program, &["--mode", mode, "--size", &size, "--iters", &iterations])?;
+    let arguments = ["--mode", mode, "--size", &size, "--iters", &iterations];
+    let mut command = Command::new(program);
+    command.args(arguments).args(["--listen", "127.0.0.1:0", "--accept-timeout", "30"]);
+    let server = at(places, Side::Server, || Server::start_command(command))??;
+    let address = server.address().to_string();
+    let arguments: Vec<&str> = [address.as_str()].into_iter().chain(arguments).collect();
+    let report = at(places, Side::Client, || report(program, &arguments))??;
+    server.finish(Duration::from_secs(5))?;
     report["half_rtt_us"]["p50"].as_f64().ok_or_else(|| "rc_pingpong's report has no half_rtt_us.p50".into())
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Server,
+    Client,
+}
+
+/// The processors of the two sides.
+struct Places {
+    all: CpuSet,
+    server: CpuSet,
+    client: CpuSet,
+}
+
+impl Places {
+    /// The first two that this process may run on; `None` if there is only one.
+    fn of_this_process() -> io::Result<Option<Places>> {
+        let all = sched_getaffinity(None)?;
+        let mut each = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).map(|cpu| {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            one
+        });
+        Ok(each.next().zip(each.next()).map(|(server, client)| Places { all, server, client }))
+    }
+}
+
+/// Runs `action` where `side` has its place: the processes that it starts stay there.
+fn at<T>(places: Option<&Places>, side: Side, action: impl FnOnce() -> T) -> io::Result<T> {
+    let Some(places) = places else { return Ok(action()) };
+    let place = match side {
+        Side::Server => &places.server,
+        Side::Client => &places.client,
+    };
+    sched_setaffinity(None, place)?;
+    let result = action();
+    sched_setaffinity(None, &places.all)?;
+    Ok(result)
 }
 
 /// What an example prints with `--json`.

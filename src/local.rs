@@ -59,7 +59,17 @@ impl Server {
         I::Item: Into<OsString>,
     {
         let mut command = this_program("server")?;
-        let mut child = command.args(arguments.into_iter().map(Into::into)).stdout(Stdio::piped()).spawn()?;
+        command.args(arguments.into_iter().map(Into::into));
+        Server::start_command(command)
+    }
+
+    /// Starts `command` and waits for its line `listening on ADDRESS`.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Server::start).
+    pub fn start_command(mut command: Command) -> io::Result<Server> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let lines =
             BufReader::new(child.stdout.take().ok_or_else(|| io::Error::other("no pipe to the server"))?);
         for line in lines.lines() {

@@ -1,7 +1,7 @@
 //! The task that takes the events of a completion channel.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
@@ -33,13 +33,13 @@ pub(crate) struct Driver {
 #[derive(Debug, Default)]
 struct Served {
     /// The queues by the number that their events carry.
-    queues: Mutex<HashMap<u64, Weak<Shared>>>,
+    queues: Mutex<BTreeMap<u64, Weak<Shared>>>,
     /// The task has ended: nobody takes events any more.
     is_over: AtomicBool,
 }
 
 impl Served {
-    fn queues(&self) -> MutexGuard<'_, HashMap<u64, Weak<Shared>>> {
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Shared>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -83,7 +83,7 @@ impl Driver {
         let key = self.next.fetch_add(1, Relaxed);
         let cq = self.context.completion_queue(depth).channel(&self.channel).user(key).build()?;
         let home = Handle::try_current().unwrap_or_else(|_| self.home.clone());
-        let queue = CompletionQueue::new(cq, mode, home, Arc::clone(self));
+        let queue = CompletionQueue::new(cq, mode, home, &self.home, Arc::clone(self));
         self.served.queues().insert(key, Arc::downgrade(&queue.shared));
         Ok(queue)
     }

@@ -48,6 +48,9 @@ impl Duty {
         let mut word = self.0.load(SeqCst);
         loop {
             let (next, answer) = f(word);
+            if next == word {
+                return answer;
+            }
             match self.0.compare_exchange(word, next, SeqCst, SeqCst) {
                 Ok(_) => return answer,
                 Err(now) => word = now,

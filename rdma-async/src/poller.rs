@@ -51,6 +51,11 @@ impl Post {
         !self.is_current_thread || Handle::try_current().is_ok_and(|here| here.id() == self.home.id())
     }
 
+    /// As `is_reliable`, for a task that runs at `here`.
+    pub(crate) fn is_reliable_at(&self, here: &Handle) -> bool {
+        !self.is_current_thread || here.id() == self.home.id()
+    }
+
     /// Wakes the poller, which the duty says is to look. The caller holds no lock.
     #[cold]
     pub(crate) fn call(&self, queue: &Weak<Shared>) {

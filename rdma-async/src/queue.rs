@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     kept: AtomicU32,
     pub(crate) duty: Duty,
     pub(crate) post: Post,
+    /// The poller runs whenever the driver's task does.
+    driver_may_rely: bool,
     this: Weak<Shared>,
     pub(crate) statistics: Statistics,
     /// Takes this queue's events; declared last so that it outlives the queue.
@@ -63,14 +65,17 @@ pub(crate) struct Statistics {
 }
 
 impl CompletionQueue {
-    /// `home` is where its poller runs.
+    /// `home` is where its poller runs, `drives` where its events are taken.
     pub(crate) fn new(
         cq: rdma_core::CompletionQueue,
         mode: WaitMode,
         home: Handle,
+        drives: &Handle,
         driver: Arc<Driver>,
     ) -> Self {
         let room = Arc::new(Room::default());
+        let post = Post::new(home);
+        let driver_may_rely = post.is_reliable_at(drives);
         CompletionQueue {
             shared: Arc::new_cyclic(|this| Shared {
                 cq,
@@ -80,7 +85,8 @@ impl CompletionQueue {
                 times: WaitTimes::new(),
                 kept: AtomicU32::new(0),
                 duty: Duty::new(),
-                post: Post::new(home),
+                post,
+                driver_may_rely,
                 this: Weak::clone(this),
                 statistics: Statistics::default(),
                 driver,
@@ -228,7 +234,7 @@ impl Shared {
     pub(crate) fn on_event(&self) {
         self.statistics.events.fetch_add(1, Relaxed);
         self.duty.disarm();
-        let may_rely = self.post.is_reliable();
+        let may_rely = self.driver_may_rely;
         if may_rely && self.duty.is_polled() {
             return;
         }
@@ -245,7 +251,7 @@ impl Shared {
     /// Arms the queue again if futures still wait, nobody looks for them, and none of them armed it meanwhile.
     pub(crate) fn rearm(&self) {
         // A future that is missed here, because it goes to sleep only now, finds the queue disarmed and arms it.
-        if self.duty.rearm(self.post.is_reliable())
+        if self.duty.rearm(self.driver_may_rely)
             && let Err(error) = self.arm_and_drain()
         {
             // The futures that wait here meet the same error when they poll.

@@ -1,6 +1,6 @@
 //! Completion channels: a file descriptor that tells of completions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
@@ -28,7 +28,7 @@ pub(crate) struct ChannelInner {
 struct Queues {
     next: usize,
     /// By the cookie that events carry.
-    by_key: HashMap<usize, Entry>,
+    by_key: BTreeMap<usize, Entry>,
 }
 
 struct Entry {
