@@ -4,7 +4,8 @@
 //! trips of 64 bytes between two processes, spinning and sleeping; within one process between two threads;
 //! and the rate of 64 KiB RDMA WRITEs between two processes, against UDP with segmentation offload both
 //! ways, datagrams of 4 KiB and a window of 256 KiB. Arguments choose rows: `spin`, `event`, `local`,
-//! `stream`. With `DEVICE_BENCH_SOFT_ONLY` set the sockets are left out, for profiles.
+//! `stream`. Both sides of a round trip have a processor of their own, always the same ones: the scheduler would place sleepers now on one
+//! processor and now on two, which alone makes three times the difference. With `DEVICE_BENCH_SOFT_ONLY` set the sockets are left out, for profiles.
 
 #![allow(
     clippy::undocumented_unsafe_blocks,
@@ -24,6 +25,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::*;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use verbs_sys::*;
 
 const ROLE: &str = "DEVICE_BENCH_ROLE";
@@ -73,6 +75,35 @@ fn parent() {
     row("half round trip, sleeping, us", "event", &|| udp_ping(true), &|| soft_ping(true));
     row("half round trip, one process, us", "local", &|| f64::NAN, &soft_local);
     row("64 KiB writes, GB/s", "stream", &udp_stream, &soft_stream);
+}
+
+/// Until it is dropped, the calling thread has a processor of its own.
+struct Place(CpuSet);
+
+impl Place {
+    /// Starts the other side, which gets another processor.
+    fn of_peer<T>(start: impl FnOnce() -> T) -> (T, Place) {
+        let all = sched_getaffinity(None).unwrap();
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu));
+        // If there is only one they share it.
+        let ours = cpus.next().unwrap();
+        let theirs = cpus.next().unwrap_or(ours);
+        let only = |cpu| {
+            let mut one = CpuSet::new();
+            one.set(cpu);
+            sched_setaffinity(None, &one).unwrap();
+        };
+        only(theirs);
+        let peer = start();
+        only(ours);
+        (peer, Place(all))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        sched_setaffinity(None, &self.0).unwrap();
+    }
 }
 
 /// Another process of this program.
@@ -154,7 +185,7 @@ fn udp_echo(blocking: bool) {
 }
 
 fn udp_ping(blocking: bool) -> f64 {
-    let mut peer = Peer::start(if blocking { "udp-block" } else { "udp-spin" });
+    let (mut peer, _placed) = Place::of_peer(|| Peer::start(if blocking { "udp-block" } else { "udp-spin" }));
     let to: SocketAddr = peer.line().parse().unwrap();
     let socket = udp_socket(blocking);
     let (message, mut buffer, mut times) = ([1; DATAGRAM], [0; 2048], Vec::new());
@@ -202,7 +233,7 @@ fn soft_echo(events: bool) {
 }
 
 fn soft_ping(events: bool) -> f64 {
-    let mut peer = Peer::start(if events { "soft-event" } else { "soft-spin" });
+    let (mut peer, _placed) = Place::of_peer(|| Peer::start(if events { "soft-event" } else { "soft-spin" }));
     let address = Address::from_line(&peer.line());
     let end = End::new(options(events));
     peer.tell(&end.address().to_line());
@@ -230,7 +261,7 @@ fn soft_local() -> f64 {
     let (a, b) = pair(options(false));
     let b = Sent(b);
     assert_eq!(b.0.post_recv(1, 0, 4096), 0);
-    let echo = std::thread::spawn(move || {
+    let echo = move || {
         let b = b;
         let end = &b.0;
         for _ in 0..WARM_UP + ROUND_TRIPS {
@@ -240,7 +271,8 @@ fn soft_local() -> f64 {
         }
         while end.poll().is_some() {}
         b
-    });
+    };
+    let (echo, _placed) = Place::of_peer(|| std::thread::spawn(echo));
     let mut times = Vec::new();
     for i in 0..WARM_UP + ROUND_TRIPS {
         let begin = Instant::now();
