@@ -170,7 +170,7 @@ fn ud_sends_the_key_of_the_request_or_its_own() {
             operation: SendOperation::Send,
             flags: SendFlags::SIGNALED,
             data: Data::Gather(&[source]),
-            destination: Some(destination),
+            destination: Some(&destination),
         };
         pair.client.qp.post_send(pair.now, &mut pair.client.host, &request).expect("accepted");
         pair.drive();

@@ -140,6 +140,7 @@ unsafe fn post_one(
     };
     let mut send = |data: Data<'_>| {
         let flags = send_flags(wr.send_flags);
+        let destination = destination.as_ref();
         post(&SendRequest { wr_id: wr.wr_id, operation, flags, data, destination }).map_err(errno_of)
     };
     if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {

@@ -279,7 +279,7 @@ impl Request {
             } else {
                 Data::Gather(&builder.sges[first..first + count])
             },
-            destination: self.destination,
+            destination: self.destination.as_ref(),
         })
     }
 }

@@ -32,17 +32,12 @@ const DELAYED_LEN: usize = 4 << 20;
 pub(super) struct Batch {
     bytes: Box<[u8]>,
     len: usize,
-    packets: Vec<Outgoing>,
+    /// Where each is, BTH to ICRC.
+    packets: Vec<Range<usize>>,
     /// Where those of a connection go.
     peer: Option<Arc<Peer>>,
-}
-
-#[derive(Debug, Clone)]
-struct Outgoing {
-    /// BTH to ICRC.
-    range: Range<usize>,
-    /// Where a datagram goes; `None` is the peer.
-    destination: Option<Destination>,
+    /// Where each datagram goes; empty for a connection.
+    destinations: Vec<Destination>,
 }
 
 /// Where a packet comes from, and so what has to be checked.
@@ -63,6 +58,7 @@ impl Default for Batch {
             len: BATCH_START,
             packets: Vec::with_capacity(BATCH_PACKETS),
             peer: None,
+            destinations: Vec::with_capacity(BATCH_PACKETS),
         }
     }
 }
@@ -71,23 +67,29 @@ impl Batch {
     fn clear(&mut self) {
         self.len = BATCH_START;
         self.packets.clear();
+        self.destinations.clear();
     }
 
     /// Packets `from` on that one segmented send can carry: of one destination and one size, the last one
     /// shorter.
+    #[inline]
     fn run(&self, from: usize) -> usize {
+        if from + 1 == self.packets.len() { from + 1 } else { self.run_of_several(from) }
+    }
+
+    fn run_of_several(&self, from: usize) -> usize {
         let first = &self.packets[from];
-        let mut len = first.range.len();
+        let mut len = first.len();
         let mut end = from + 1;
         while let Some(next) = self.packets.get(end)
             && end - from < MAX_SEGMENTS
-            && next.range.len() <= first.range.len()
-            && len + next.range.len() <= MAX_BATCH_LEN
-            && next.destination == first.destination
+            && next.len() <= first.len()
+            && len + next.len() <= MAX_BATCH_LEN
+            && self.destinations.get(end) == self.destinations.get(from)
         {
-            len += next.range.len();
+            len += next.len();
             end += 1;
-            if next.range.len() < first.range.len() {
+            if next.len() < first.len() {
                 break;
             }
         }
@@ -115,15 +117,29 @@ impl Device {
     pub(super) fn settle<'q>(
         &self,
         qp: &'q Arc<QueuePair>,
+        inner: MutexGuard<'q, Inner>,
+        acks: Acks,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
+        if inner.machine.may_transmit(acks) {
+            return self.transmit(qp, inner, acks, now, scratch);
+        }
+        self.note_state(qp, &inner, now, scratch);
+        false
+    }
+
+    /// The same for a queue pair that has something to send. What is rare in here stands in functions of its own:
+    /// a thread that answers a lone packet finds little of this code in its processor's caches.
+    #[inline(never)]
+    fn transmit<'q>(
+        &self,
+        qp: &'q Arc<QueuePair>,
         mut inner: MutexGuard<'q, Inner>,
         acks: Acks,
         now: Time,
         scratch: &mut Scratch,
     ) -> bool {
-        if !inner.machine.may_transmit(acks) {
-            self.note_state(qp, &inner, now, scratch);
-            return false;
-        }
         let is_crowd = qp.transport == Transport::Rc && self.is_crowded();
         if (is_crowd || inner.pause.is_some()) && self.must_wait(qp, &mut inner, is_crowd, now) {
             self.note_state(qp, &inner, now, scratch);
@@ -184,19 +200,21 @@ impl Device {
     }
 
     /// Others have their turn; who looks at the list next goes on with this one.
+    #[inline(never)]
     fn wait_in_turn(&self, qp: &Arc<QueuePair>, now: Time) {
         self.lists.runnable.add(qp);
         self.note_deadline(now);
     }
 
     /// Counts the packets of a batch that was sent against what their receivers take.
+    #[inline(never)]
     fn pace_batch(&self, batch: &Batch, now: Time) -> Option<Pause> {
         let mut from = 0;
         let mut pause = None;
         while let (Some(first), None) = (batch.packets.get(from), &pause) {
             let end = batch.run(from);
-            let bytes = batch.packets[end - 1].range.end - first.range.start;
-            let peer = match (&first.destination, &batch.peer) {
+            let bytes = batch.packets[end - 1].end - first.start;
+            let peer = match (batch.destinations.get(from), &batch.peer) {
                 (Some(destination), _) => {
                     socket_address(address_of_gid(destination.gid), self.interface_index)
                 }
@@ -228,7 +246,8 @@ impl Device {
                     break;
                 };
                 let end = batch.len + transmit.len + ICRC_LEN;
-                batch.packets.push(Outgoing { range: batch.len..end, destination: transmit.destination });
+                batch.packets.push(batch.len..end);
+                batch.destinations.extend(machine.destination(&transmit));
                 batch.len = end;
             }
         });
@@ -241,21 +260,42 @@ impl Device {
     }
 
     fn send_batch(&self, scratch: &mut Scratch) {
-        let connected = scratch.batch.peer.take();
-        if let Some(peer) = connected.as_deref().filter(|peer| peer.is_local && self.faults.is_none()) {
-            self.send_locally(peer, scratch);
-            scratch.batch.peer = connected;
-            return;
+        let Some(peer) = scratch.batch.peer.take() else { return self.send_each(scratch) };
+        if peer.is_local && self.faults.is_none() {
+            self.send_locally(&peer, scratch);
+        } else {
+            self.send_to(&peer, 0..scratch.batch.packets.len(), scratch);
         }
+        scratch.batch.peer = Some(peer);
+    }
+
+    /// Sends datagrams, each to its destination. Of a connection that ended meanwhile there are none, and nobody waits
+    /// for what is left.
+    #[inline(never)]
+    fn send_each(&self, scratch: &mut Scratch) {
         let mut from = 0;
-        while from < scratch.batch.packets.len() {
-            let Outgoing { range, destination } = scratch.batch.packets[from].clone();
-            let datagram = destination.map(|d| self.peer_of_destination(&d));
-            // Disconnected meanwhile: nobody waits for what is left.
-            let Some(peer) = datagram.as_ref().or(connected.as_deref()) else { return };
-            let group = destination.filter(|_| peer.address.ip().is_multicast()).map(|d| d.gid);
-            if peer.is_local || group.is_some() || self.faults.is_some() || !self.socket.segmentation() {
-                self.send_one(peer, range, group, scratch);
+        while let Some(destination) = scratch.batch.destinations.get(from).copied() {
+            let end = scratch.batch.run(from);
+            let peer = self.peer_of_destination(&destination);
+            if peer.address.ip().is_multicast() {
+                for packet in from..end {
+                    let range = scratch.batch.packets[packet].clone();
+                    self.send_one(&peer, range, Some(destination.gid), scratch);
+                }
+            } else {
+                self.send_to(&peer, from..end, scratch);
+            }
+            from = end;
+        }
+    }
+
+    /// Sends packets to one destination, as many by one call as it takes.
+    fn send_to(&self, peer: &Peer, places: Range<usize>, scratch: &mut Scratch) {
+        let mut from = places.start;
+        while from < places.end {
+            if peer.is_local || self.faults.is_some() || !self.socket.segmentation() {
+                let range = scratch.batch.packets[from].clone();
+                self.send_one(peer, range, None, scratch);
                 from += 1;
                 continue;
             }
@@ -265,14 +305,14 @@ impl Device {
                 from = end;
             }
         }
-        scratch.batch.peer = connected;
     }
 
     /// Delivers the packets of a connection within this process. Nothing can happen to them on the way, so
     /// they need no ICRC.
+    #[inline(never)]
     fn send_locally(&self, peer: &Peer, scratch: &mut Scratch) {
         let Scratch { batch: Batch { bytes, packets, .. }, sent_to, .. } = scratch;
-        let packets = packets.iter().map(|packet| &bytes[packet.range.clone()]);
+        let packets = packets.iter().map(|packet| &bytes[packet.clone()]);
         if self.capture.is_some() {
             packets.clone().for_each(|packet| self.record(&self.envelope_to(peer, 0), packet, false));
         }
@@ -285,26 +325,19 @@ impl Device {
         peer: &Peer,
         run: Range<usize>,
         bytes: &mut [u8],
-        packets: &[Outgoing],
+        packets: &[Range<usize>],
         icrcs: &mut IcrcCache,
     ) -> bool {
-        let (first, last) = (&packets[run.start].range, &packets[run.end - 1].range);
+        let (first, last) = (&packets[run.start], &packets[run.end - 1]);
         for (segment, packet) in packets[run.clone()].iter().enumerate() {
             let identification = u16::try_from(segment).unwrap_or(u16::MAX);
-            self.seal(peer, identification, &mut bytes[packet.range.clone()], icrcs);
+            self.seal(peer, identification, &mut bytes[packet.clone()], icrcs);
         }
         let all = &bytes[first.start..last.end];
         match self.send_datagrams(peer, all, first.len()) {
             Ok(()) => {
                 if self.capture.is_some() {
-                    for (segment, packet) in packets[run].iter().enumerate() {
-                        let identification = u16::try_from(segment).unwrap_or(u16::MAX);
-                        self.record(
-                            &self.envelope_to(peer, identification),
-                            &bytes[packet.range.clone()],
-                            true,
-                        );
-                    }
+                    self.record_run(peer, &packets[run], bytes);
                 }
                 true
             }
@@ -316,7 +349,17 @@ impl Device {
         }
     }
 
+    /// Adds packets that left to the capture file.
+    #[cold]
+    fn record_run(&self, peer: &Peer, packets: &[Range<usize>], bytes: &[u8]) {
+        for (segment, packet) in packets.iter().enumerate() {
+            let identification = u16::try_from(segment).unwrap_or(u16::MAX);
+            self.record(&self.envelope_to(peer, identification), &bytes[packet.clone()], true);
+        }
+    }
+
     /// Sends or delivers a packet by itself, with faults if they are asked for.
+    #[inline(never)]
     fn send_one(&self, peer: &Peer, range: Range<usize>, group: Option<[u8; 16]>, scratch: &mut Scratch) {
         let Scratch { batch, sent_to, icrcs, .. } = scratch;
         let packet = &mut batch.bytes[range];
@@ -374,7 +417,8 @@ impl Device {
     /// Writes the ICRC behind a packet.
     fn seal(&self, peer: &Peer, identification: u16, packet: &mut [u8], icrcs: &mut IcrcCache) {
         let Some((transport, icrc)) = packet.split_last_chunk_mut::<ICRC_LEN>() else { return };
-        *icrc = icrcs.icrc(&self.envelope_to(peer, identification), transport).to_bytes();
+        let envelope = || self.envelope_to(peer, identification);
+        *icrc = icrcs.icrc_on(peer.path, identification, transport, envelope).to_bytes();
     }
 
     pub(super) fn envelope_to(&self, peer: &Peer, identification: u16) -> Envelope {
@@ -398,6 +442,12 @@ impl Device {
                 other => return other,
             }
         }
+        self.delay(peer, bytes, segment)
+    }
+
+    /// Queues what the socket does not take at the moment.
+    #[cold]
+    fn delay(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
         let mut queue = self.delayed.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if self.delayed.bytes.load(Ordering::Relaxed) + bytes.len() > DELAYED_LEN {
             self.counters.count(DeviceCounter::SendRefused);
@@ -457,7 +507,8 @@ impl Device {
 
     /// The destination at an address.
     pub(crate) fn peer_at(&self, address: std::net::IpAddr, traffic_class: u8) -> Peer {
-        Peer::new(address, self.interface_index, traffic_class, self.is_local(address))
+        let to = socket_address(address, self.interface_index);
+        Peer::new(self.own_address(), to, traffic_class, self.is_local(address))
     }
 
     /// Whether packets to the address stay in this process.

@@ -24,7 +24,7 @@ use super::queue_pair::QueuePair;
 use super::scratch::Scratch;
 use crate::net::Envelope;
 use crate::proto::Acks;
-use crate::wire::{Packet, Qpn, ROCE_V2_PORT};
+use crate::wire::{Bth, Packet, Qpn, ROCE_V2_PORT};
 
 /// More bytes than this are dropped, as a socket's buffer does.
 const MOST: usize = 8 << 20;
@@ -197,13 +197,17 @@ impl Device {
         packets: impl Iterator<Item = &'b [u8]>,
         sent_to: &mut SentTo,
     ) {
-        let envelope = self.envelope_to(peer, 0);
         let mut packets = packets.filter_map(|bytes| {
             self.counters.count(DeviceCounter::LocalPackets);
-            self.check(&envelope, origin, bytes, None).map(|packet| (packet, bytes))
+            if origin == Origin::Local {
+                // As this device made it; who takes it out parses it.
+                let bth = Bth::new(bytes)?;
+                return Some((bth.dest_qp(), bth.opcode().info()?.is_request(), bytes));
+            }
+            let packet = self.check(&self.envelope_to(peer, 0), origin, bytes, None)?;
+            Some((packet.bth.dest_qp, packet.info().is_request(), bytes))
         });
-        let Some((first, mut bytes)) = packets.next() else { return };
-        let (mut qp_num, mut is_request) = (first.bth.dest_qp, first.info().is_request());
+        let Some((mut qp_num, mut is_request, mut bytes)) = packets.next() else { return };
         if peer.route.get().is_none() {
             let Some(qp) = self.queue_pair(qp_num) else { return };
             peer.route.get_or_init(|| Route::to(&qp));
@@ -217,10 +221,10 @@ impl Device {
             let mut inbox = cq.inbox.open();
             let more = loop {
                 self.write_letter(&mut inbox.queue, qp_num, peer.traffic_class, None, bytes);
-                let Some((packet, next)) = packets.next() else { break false };
-                (qp_num, bytes) = (packet.bth.dest_qp, next);
-                let turned = std::mem::replace(&mut is_request, packet.info().is_request()) != is_request;
-                if turned && !route.is_one_inbox() {
+                let before = is_request;
+                let Some(next) = packets.next() else { break false };
+                (qp_num, is_request, bytes) = next;
+                if is_request != before && !route.is_one_inbox() {
                     break true;
                 }
             };

@@ -62,11 +62,18 @@ pub(super) struct Timers(Mutex<Vec<Arc<QueuePair>>>);
 
 impl Timers {
     /// Makes sure that the queue pair is looked at by `deadline`; false if it is anyway.
+    #[inline]
     pub(super) fn set(&self, qp: &Arc<QueuePair>, deadline: u64) -> bool {
-        let listed = &qp.listed;
-        if deadline >= listed.deadline.load(Ordering::Relaxed) {
+        if deadline >= qp.listed.deadline.load(Ordering::Relaxed) {
             return false;
         }
+        self.bring_forward(qp, deadline);
+        true
+    }
+
+    #[inline(never)]
+    fn bring_forward(&self, qp: &Arc<QueuePair>, deadline: u64) {
+        let listed = &qp.listed;
         listed.deadline.fetch_min(deadline, Ordering::Relaxed);
         // Against `take_due`, which clears the flag and then looks at the deadline again.
         fence(Ordering::SeqCst);
@@ -76,7 +83,6 @@ impl Timers {
                 timers.push(Arc::clone(qp));
             }
         }
-        true
     }
 
     /// Moves those that are due at `now` to `due`, their deadlines cleared, and returns the earliest deadline

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use socket2::SockAddr;
 
 use super::inbox::Route;
-
+use crate::net::PathKey;
 use crate::wire::ROCE_V2_PORT;
 
 /// A destination of packets.
@@ -15,6 +15,8 @@ pub(crate) struct Peer {
     pub(super) address: SocketAddr,
     /// The same for the system.
     pub(super) to: SockAddr,
+    /// What the ICRC of its packets is known by.
+    pub(super) path: Option<PathKey>,
     /// Goes into the IP header.
     pub(super) traffic_class: u8,
     /// In this process, not to be reached through the socket.
@@ -82,10 +84,10 @@ pub(super) fn socket_address(address: IpAddr, interface: u32) -> SocketAddr {
 }
 
 impl Peer {
-    /// `interface` is the scope of link-local destinations.
-    pub(super) fn new(address: IpAddr, interface: u32, traffic_class: u8, is_local: bool) -> Self {
-        let address = socket_address(address, interface);
-        Peer { address, to: address.into(), traffic_class, is_local, route: OnceLock::new() }
+    /// `from` is the device's own address.
+    pub(super) fn new(from: SocketAddr, address: SocketAddr, traffic_class: u8, is_local: bool) -> Self {
+        let path = PathKey::new(from, address);
+        Peer { address, to: address.into(), path, traffic_class, is_local, route: OnceLock::new() }
     }
 }
 

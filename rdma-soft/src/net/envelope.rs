@@ -82,6 +82,25 @@ impl Envelope {
     }
 }
 
+/// Addresses and ports of packets over IPv4, to look up by. (Those of IPv6 are too long, and its packets have no
+/// identification to tell apart.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PathKey(u128);
+
+impl PathKey {
+    pub(crate) fn new(from: SocketAddr, to: SocketAddr) -> Option<Self> {
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return None };
+        let ports = u128::from(from.port()) << 16 | u128::from(to.port());
+        let addresses = u128::from(from.ip().to_bits()) << 32 | u128::from(to.ip().to_bits());
+        Some(Self(addresses << 64 | ports << 32))
+    }
+
+    /// With all else that the ICRC's prefix depends on.
+    fn with(self, identification: u16, transport_len: u16) -> u128 {
+        self.0 | u128::from(identification) << 16 | u128::from(transport_len)
+    }
+}
+
 /// What the ICRC has in common for packets of the same length between the same addresses, kept: for a short
 /// packet it is most of the work.
 #[derive(Debug, Default)]
@@ -100,33 +119,38 @@ impl IcrcCache {
 
     /// The ICRC of `transport`, BTH to padding, in this envelope.
     pub(crate) fn icrc(&mut self, envelope: &Envelope, transport: &[u8]) -> Icrc {
-        let Some(key) = key(envelope, transport.len()) else { return envelope.icrc(transport) };
+        let path = PathKey::new(envelope.from, envelope.to);
+        self.icrc_on(path, envelope.identification, transport, || *envelope)
+    }
+
+    /// The same for who knows the path already. The envelope is asked for if nothing is known.
+    pub(crate) fn icrc_on(
+        &mut self,
+        path: Option<PathKey>,
+        identification: u16,
+        transport: &[u8],
+        envelope: impl FnOnce() -> Envelope,
+    ) -> Icrc {
+        let (Some(path), Ok(len)) = (path, u16::try_from(transport.len())) else {
+            return envelope().icrc(transport);
+        };
+        let key = path.with(identification, len);
         // Lengths are multiples of four, and segments of one length are numbered: they lie side by side, and
         // other lengths elsewhere.
-        let place = transport.len() / 4 * 7 + usize::from(envelope.identification);
+        let place = transport.len() / 4 * 7 + usize::from(identification);
         let place = &mut self.0[place % Self::PLACES];
         if let Some(known) = place
             && known.key == key
         {
             return known.prefix.icrc_with(transport, known.masking);
         }
-        let prefix = envelope.icrc_prefix(transport.len());
+        let prefix = envelope().icrc_prefix(transport.len());
         let icrc = prefix.icrc(transport);
         if let Some(masking) = prefix.masking(transport) {
             *place = Some(Known { key, prefix, masking });
         }
         icrc
     }
-}
-
-/// All that the prefix of an IPv4 packet depends on. IPv6 has no room in it, and no identification to tell
-/// apart.
-fn key(envelope: &Envelope, len: usize) -> Option<u128> {
-    let (SocketAddr::V4(from), SocketAddr::V4(to)) = (envelope.from, envelope.to) else { return None };
-    let len = u16::try_from(len).ok()?;
-    let ports = u128::from(from.port()) << 16 | u128::from(to.port());
-    let addresses = u128::from(from.ip().to_bits()) << 32 | u128::from(to.ip().to_bits());
-    Some(addresses << 64 | ports << 32 | u128::from(envelope.identification) << 16 | u128::from(len))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod socket;
 pub use address::OpenError;
 pub(crate) use address::{Local, choose, to_gid};
 pub(crate) use diag::{Occupancy, SocketDiag};
-pub(crate) use envelope::{Envelope, IcrcCache};
+pub(crate) use envelope::{Envelope, IcrcCache, PathKey};
 pub(crate) use fault::{FAULT_VARIABLE, Fault, FaultRates, Faults, corrupt};
 pub(crate) use group::{GroupSocket, send_groups_from};
 pub(crate) use pcap::{Capture, PCAP_VARIABLE};

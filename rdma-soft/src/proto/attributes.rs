@@ -135,7 +135,12 @@ impl Attributes {
     /// The local ack timeout, or `None` if lost packets are never noticed by time (clause 9.7.6.1.3).
     #[must_use]
     pub fn ack_timeout(&self) -> Option<Duration> {
-        (self.timeout != 0).then(|| Duration::from_nanos(4096 << (self.timeout & 31)))
+        self.ack_timeout_nanoseconds().map(Duration::from_nanos)
+    }
+
+    /// The same as a number: arithmetic of `Duration` costs as much as half of a packet's header.
+    pub(super) fn ack_timeout_nanoseconds(&self) -> Option<u64> {
+        (self.timeout != 0).then(|| 4096 << (self.timeout & 31))
     }
 }
 

@@ -5,8 +5,8 @@ use super::requester::Requester;
 use super::responder::Responder;
 use super::send_queue::SendQueue;
 use super::{
-    Acks, Attributes, Config, CongestionConfig, Counter, Event, Host, PostError, SendRequest, State, Status,
-    Time, Transmit,
+    Acks, Attributes, Config, CongestionConfig, Counter, Destination, Event, Host, PostError, SendRequest,
+    State, Status, Time, Transmit,
 };
 use crate::wire::{Packet, Psn, Qpn, Transport};
 
@@ -161,24 +161,34 @@ impl QueuePair {
         out: &mut [u8],
     ) -> Option<Transmit> {
         let now = self.tick(now);
+        let (has_request, has_response) = (self.req.cursor != self.sq.head, self.resp.has_response());
         // A long READ response and our own requests take turns.
-        if self.responded
+        if has_request
+            && self.responded
             && let Some(request) = self.poll_request(now, host, out)
         {
             self.responded = false;
             return Some(request);
         }
-        if let Some(response) = self.poll_response(host, out) {
+        if has_response && let Some(response) = self.poll_response(host, out) {
             self.responded = true;
             return Some(response);
         }
-        if !self.responded
+        if has_request
+            && !self.responded
             && let Some(request) = self.poll_request(now, host, out)
         {
             return Some(request);
         }
         self.responded = false;
         self.poll_ack(host, acks, out)
+    }
+
+    /// Where a datagram goes that [`poll_transmit`](Self::poll_transmit) gave just now; `None` means the peer of
+    /// the connection.
+    #[must_use]
+    pub fn destination(&self, sent: &Transmit) -> Option<&Destination> {
+        self.sq.destination(sent.position)
     }
 
     /// Whether [`poll_transmit`](Self::poll_transmit) may have something; false is sure, and cheap to know.

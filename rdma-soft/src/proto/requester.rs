@@ -129,13 +129,10 @@ impl QueuePair {
     /// passed in vain makes the next one longer by as much: a peer that is a program may be waiting for a processor,
     /// and many who send to it again do not make it faster.
     pub(super) fn start_ack_timer(&mut self, now: Time) {
-        let mut timeout = self.attributes.ack_timeout();
         let in_vain = self.attributes.retry_count.saturating_sub(self.req.retries_left);
-        if in_vain > 1 {
-            timeout = timeout.map(|timeout| timeout * u32::from(in_vain.min(4)));
-        }
-        self.req.ack_deadline = timeout.map(|timeout| now + timeout);
-        self.req.probe_at = timeout.map(|timeout| now + timeout / 2);
+        let timeout = self.attributes.ack_timeout_nanoseconds().map(|t| t * u64::from(in_vain.clamp(1, 4)));
+        self.req.ack_deadline = timeout.map(|timeout| now.after(timeout));
+        self.req.probe_at = timeout.map(|timeout| now.after(timeout / 2));
     }
 
     /// The next request packet.
@@ -171,10 +168,8 @@ impl QueuePair {
                 self.sq.wqe_mut(position).error = Some(Status::LocalProtection);
                 continue;
             };
-            let destination =
-                (self.transport == Transport::Ud).then(|| self.sq.destination(position).copied());
             self.request_sent(now, host, position, count);
-            return Some(Transmit { len, kind: TransmitKind::Request, destination: destination.flatten() });
+            return Some(Transmit { len, kind: TransmitKind::Request, position });
         }
         None
     }
@@ -183,7 +178,7 @@ impl QueuePair {
     /// must wait.
     fn start_request<H: Host>(&mut self, host: &mut H) -> bool {
         let position = self.req.started;
-        let wqe = *self.sq.wqe(position);
+        let wqe = self.sq.wqe(position);
         if self.state == State::Sqd {
             return false;
         }
@@ -213,8 +208,8 @@ impl QueuePair {
             };
         }
         let packets = if error.is_some() { 0 } else { wqe.psn_count(self.attributes.path_mtu) };
-        let first = self.req.assigned;
-        *self.sq.wqe_mut(position) = Wqe { first, packets, error, ..wqe };
+        let wqe = self.sq.wqe_mut(position);
+        (wqe.first, wqe.packets, wqe.error) = (self.req.assigned, packets, error);
         self.req.assigned += packets;
         self.req.started = position.wrapping_add(1);
         if packets == 0 {

@@ -83,7 +83,12 @@ impl Responder {
 
     /// Whether there is a response or an acknowledgement that need not wait.
     pub(super) fn may_transmit(&self, acks: Acks) -> bool {
-        self.nak.is_some() || self.resources.any_pending() || self.ack_leaves(acks)
+        self.has_response() || self.ack_leaves(acks)
+    }
+
+    /// Whether there is a response or a negative acknowledgement.
+    pub(super) fn has_response(&self) -> bool {
+        self.nak.is_some() || self.resources.any_pending()
     }
 
     fn ack_leaves(&self, acks: Acks) -> bool {
@@ -341,7 +346,7 @@ impl QueuePair {
             }?;
             self.resp.resources.advance(place);
             host.count(Counter::SentPackets);
-            return Some(Transmit { len, kind: TransmitKind::Response, destination: None });
+            return Some(Transmit { len, kind: TransmitKind::Response, position: 0 });
         }
         self.poll_nak(host, out)
     }
@@ -390,7 +395,7 @@ impl QueuePair {
         self.response_bth(Opcode::RC_ACKNOWLEDGE, psn).emit(writer.header()?);
         AethRepr { syndrome, msn: self.resp.msn }.emit(writer.header()?);
         host.count(Counter::SentPackets);
-        Some(Transmit { len: writer.len(), kind: TransmitKind::Ack, destination: None })
+        Some(Transmit { len: writer.len(), kind: TransmitKind::Ack, position: 0 })
     }
 
     fn write_atomic_response(&self, span: Span, original: u64, out: &mut [u8]) -> Option<usize> {

@@ -197,7 +197,7 @@ impl SendQueue {
             wqe.error = Some(Status::LocalLength);
         }
         if let (Some(place), Some(destination)) = (self.destinations.get_mut(slot), request.destination) {
-            *place = destination;
+            *place = *destination;
         }
         self.wqes[slot] = wqe;
         self.head = self.head.wrapping_add(1);

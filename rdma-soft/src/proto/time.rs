@@ -23,6 +23,11 @@ impl Time {
         self.0
     }
 
+    /// The point so many nanoseconds later.
+    pub(super) const fn after(self, nanoseconds: u64) -> Self {
+        Self(self.0.saturating_add(nanoseconds))
+    }
+
     /// Time from `earlier` to `self`; zero if it is not earlier.
     #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> Duration {
@@ -34,7 +39,6 @@ impl Add<Duration> for Time {
     type Output = Self;
 
     fn add(self, duration: Duration) -> Self {
-        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(nanoseconds))
+        self.after(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
     }
 }

@@ -1,6 +1,5 @@
 //! What `poll_transmit` gives.
 
-use super::Destination;
 use crate::wire::{ICRC_LEN, MAX_TRANSPORT_HEADER_LEN};
 
 /// Room that [`QueuePair::poll_transmit`](super::QueuePair::poll_transmit) wants: any packet with its ICRC.
@@ -33,8 +32,8 @@ pub struct Transmit {
     pub len: usize,
     /// Kind of packet.
     pub kind: TransmitKind,
-    /// Where to (UD); `None` means the peer of the connection.
-    pub destination: Option<Destination>,
+    /// Place of the request in the send queue.
+    pub(super) position: u32,
 }
 
 /// Writes a packet piece by piece. Every step is `None` if the buffer is too short.

@@ -164,7 +164,7 @@ pub struct SendRequest<'a> {
     /// Local memory.
     pub data: Data<'a>,
     /// Where to (UD); ignored by the others.
-    pub destination: Option<Destination>,
+    pub destination: Option<&'a Destination>,
 }
 
 /// Why a send request was not taken; nothing of it happened.

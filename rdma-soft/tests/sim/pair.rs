@@ -39,6 +39,7 @@ impl Side {
             qkey: 1 << 31,
             ..Destination::default()
         });
+        let destination = destination.as_ref();
         let request = SendRequest { wr_id, operation, flags, data, destination };
         self.qp.post_send(Time::ZERO, &mut self.host, &request)
     }
