@@ -95,7 +95,7 @@ pub(crate) unsafe extern "C" fn bind_mw(qp: *mut ibv_qp, mw: *mut ibv_mw, bind: 
         destination: None,
     };
     let mut result = Err(PostError::InvalidOperation);
-    data.device.post_send(&data.qp, |post| result = post(&request));
+    data.device.post_send(&data.qp, |poster| result = poster.post(&request));
     match result {
         Ok(()) => {
             // SAFETY: the caller owns the window; its key is the new one from now on.

@@ -6,7 +6,7 @@ use std::slice;
 use verbs_sys::*;
 
 use super::{ah, mw, qp};
-use crate::device::ReceiveError;
+use crate::device::{Poster, ReceiveError};
 use crate::proto::{Data, Destination, PostError, SendFlags, SendOperation, SendRequest, Sge};
 use crate::wire::Transport;
 
@@ -115,16 +115,12 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
     })
 }
 
-/// Hands one request of a list to `post`.
+/// Posts one request of a list.
 ///
 /// # Safety
 ///
 /// `wr` is a valid request for a queue pair of this transport.
-unsafe fn post_one(
-    transport: Transport,
-    wr: &ibv_send_wr,
-    post: &mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>,
-) -> Result<(), c_int> {
+unsafe fn post_one(transport: Transport, wr: &ibv_send_wr, poster: &mut Poster<'_>) -> Result<(), c_int> {
     // SAFETY: the caller's promise.
     let operation = unsafe { operation(wr) }?;
     // SAFETY: as above.
@@ -141,7 +137,8 @@ unsafe fn post_one(
     let mut send = |data: Data<'_>| {
         let flags = send_flags(wr.send_flags);
         let destination = destination.as_ref();
-        post(&SendRequest { wr_id: wr.wr_id, operation, flags, data, destination }).map_err(errno_of)
+        let request = SendRequest { wr_id: wr.wr_id, operation, flags, data, destination };
+        poster.post(&request).map_err(errno_of)
     };
     if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
         let mut pieces = [&[][..]; qp::MAX_SGE];
@@ -193,12 +190,12 @@ pub(crate) unsafe extern "C" fn post_send(
     // SAFETY: the caller passes a live queue pair.
     let data = unsafe { qp::data(qp) };
     let mut result = 0;
-    data.device.post_send(&data.qp, |post| {
+    data.device.post_send(&data.qp, |poster| {
         while !wr.is_null() {
             // SAFETY: the caller passes a list of valid work requests.
             let request = unsafe { &*wr };
             // SAFETY: as above.
-            if let Err(errno) = unsafe { post_one(data.qp.transport, request, post) } {
+            if let Err(errno) = unsafe { post_one(data.qp.transport, request, poster) } {
                 result = errno;
                 return;
             }

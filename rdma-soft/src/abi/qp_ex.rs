@@ -290,10 +290,10 @@ fn post_all(data: &QpData, builder: &Builder) -> c_int {
             request.with(builder, |request| machine.check_send(request, ahead))
         })
     };
-    let posted = data.device.post_send_checked(&data.qp, check, |post| {
+    let posted = data.device.post_send_checked(&data.qp, check, |poster| {
         for request in &builder.requests {
             // Cannot fail: it was checked under the same lock.
-            let _ = request.with(builder, &mut *post);
+            let _ = request.with(builder, |request| poster.post(request));
         }
     });
     posted.map_or_else(errno_of, |()| 0)

@@ -6,13 +6,13 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Device;
 use super::counters::DeviceCounter;
 use super::inbox::SentTo;
 use super::pacing::Pause;
 use super::peer::{Peer, address_of_gid, socket_address};
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::Scratch;
+use super::{Device, FaultState};
 use crate::net::{Envelope, Fault, IcrcCache, MAX_BATCH_LEN, MAX_SEGMENTS, SendError, corrupt};
 use crate::proto::{Acks, Destination, MAX_PACKET_LEN, Time};
 use crate::wire::{ICRC_LEN, Transport};
@@ -247,7 +247,9 @@ impl Device {
                 };
                 let end = batch.len + transmit.len + ICRC_LEN;
                 batch.packets.push(batch.len..end);
-                batch.destinations.extend(machine.destination(&transmit));
+                if let Some(destination) = machine.destination(&transmit) {
+                    batch.destinations.push(*destination);
+                }
                 batch.len = end;
             }
         });
@@ -293,13 +295,13 @@ impl Device {
     fn send_to(&self, peer: &Peer, places: Range<usize>, scratch: &mut Scratch) {
         let mut from = places.start;
         while from < places.end {
-            if peer.is_local || self.faults.is_some() || !self.socket.segmentation() {
+            let end = scratch.batch.run(from);
+            if end == from + 1 || peer.is_local || self.faults.is_some() || !self.socket.segmentation() {
                 let range = scratch.batch.packets[from].clone();
                 self.send_one(peer, range, None, scratch);
                 from += 1;
                 continue;
             }
-            let end = scratch.batch.run(from);
             let Scratch { batch: Batch { bytes, packets, .. }, icrcs, .. } = scratch;
             if self.send_run(peer, from..end, bytes, packets, icrcs) {
                 from = end;
@@ -359,7 +361,6 @@ impl Device {
     }
 
     /// Sends or delivers a packet by itself, with faults if they are asked for.
-    #[inline(never)]
     fn send_one(&self, peer: &Peer, range: Range<usize>, group: Option<[u8; 16]>, scratch: &mut Scratch) {
         let Scratch { batch, sent_to, icrcs, .. } = scratch;
         let packet = &mut batch.bytes[range];
@@ -367,27 +368,41 @@ impl Device {
         if !peer.is_local || self.faults.is_some() {
             self.seal(peer, 0, packet, icrcs);
         }
-        let mut repeat = 1;
-        let mut held = None;
-        if let Some(faults) = &self.faults {
-            let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
-            let fault = faults.source.next();
-            if fault != Fault::None {
-                self.counters.count(DeviceCounter::Injected);
-            }
-            match fault {
-                Fault::None => {}
-                Fault::Lose => repeat = 0,
-                Fault::Duplicate => repeat = 2,
-                Fault::Corrupt { bit } => corrupt(packet, bit),
-                Fault::Reorder => repeat = 0,
-            }
-            held = if fault == Fault::Reorder {
-                faults.held.replace((peer.clone(), packet.to_vec()))
-            } else {
-                faults.held.take()
-            };
+        match &self.faults {
+            None => self.pass_on(peer, packet, group, sent_to),
+            Some(faults) => self.pass_on_faulty(faults, peer, packet, group, sent_to),
         }
+    }
+
+    /// The same as [`pass_on`](Self::pass_on), with a fault if it is time for one.
+    #[cold]
+    fn pass_on_faulty(
+        &self,
+        faults: &Mutex<FaultState>,
+        peer: &Peer,
+        packet: &mut [u8],
+        group: Option<[u8; 16]>,
+        sent_to: &mut SentTo,
+    ) {
+        let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = faults.source.next();
+        if fault != Fault::None {
+            self.counters.count(DeviceCounter::Injected);
+        }
+        let mut repeat = 1;
+        match fault {
+            Fault::None => {}
+            Fault::Lose => repeat = 0,
+            Fault::Duplicate => repeat = 2,
+            Fault::Corrupt { bit } => corrupt(packet, bit),
+            Fault::Reorder => repeat = 0,
+        }
+        let held = if fault == Fault::Reorder {
+            faults.held.replace((peer.clone(), packet.to_vec()))
+        } else {
+            faults.held.take()
+        };
+        drop(faults);
         for _ in 0..repeat {
             self.pass_on(peer, packet, group, sent_to);
         }
@@ -398,19 +413,27 @@ impl Device {
     }
 
     /// Hands one packet to the socket or to its queue pair in this process, or both.
+    #[inline]
     fn pass_on(&self, peer: &Peer, packet: &[u8], group: Option<[u8; 16]>, sent_to: &mut SentTo) {
-        let envelope = self.envelope_to(peer, 0);
-        self.record(&envelope, packet, !peer.is_local || self.faults.is_some());
+        if self.capture.is_some() {
+            self.record(&self.envelope_to(peer, 0), packet, !peer.is_local || self.faults.is_some());
+        }
         if peer.is_local || group.is_some() {
-            let origin = if self.faults.is_some() { Origin::FaultyLocal } else { Origin::Local };
-            match group {
-                Some(group) => self.post_to_group(peer, origin, group, packet, sent_to),
-                None => self.post_locally(peer, origin, std::iter::once(packet), sent_to),
-            }
+            self.deliver(peer, packet, group, sent_to);
         }
         if !peer.is_local {
             // A failure was counted; what it means is the transport's business.
             let _ = self.send_datagrams(peer, packet, packet.len());
+        }
+    }
+
+    /// Puts one packet into the inbox that it belongs to, or those of a group.
+    #[inline(never)]
+    fn deliver(&self, peer: &Peer, packet: &[u8], group: Option<[u8; 16]>, sent_to: &mut SentTo) {
+        let origin = if self.faults.is_some() { Origin::FaultyLocal } else { Origin::Local };
+        match group {
+            Some(group) => self.post_to_group(peer, origin, group, packet, sent_to),
+            None => self.post_locally(peer, origin, std::iter::once(packet), sent_to),
         }
     }
 
@@ -431,6 +454,7 @@ impl Device {
     }
 
     /// Sends, or queues behind what waits already.
+    #[inline]
     fn send_datagrams(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
         if self.delayed.bytes.load(Ordering::Acquire) == 0 {
             match self.send_now(peer, bytes, segment) {

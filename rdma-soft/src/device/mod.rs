@@ -51,6 +51,7 @@ pub(crate) use multicast::{AttachError, MAX_GROUPS, MAX_MEMBERS, Multicast};
 pub(crate) use peer::{address_of_gid, eui64, mac_of};
 pub(crate) use queue_pair::{Parts, QueuePair};
 pub(crate) use receive_queue::{ReceiveError, SharedReceiveQueue};
+pub(crate) use requests::Poster;
 
 use background::Background;
 use counters::Counters;

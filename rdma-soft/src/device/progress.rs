@@ -251,6 +251,7 @@ impl Device {
     }
 
     /// A timer that is listed is due at `deadline`.
+    #[inline(never)]
     pub(super) fn expect_timer(&self, deadline: u64) {
         self.next_deadline.fetch_min(deadline, Ordering::SeqCst);
         self.background.expect_by(deadline);

@@ -7,12 +7,25 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::Device;
 use super::completion_queue::CompletionQueue;
 use super::peer::Peer;
-use super::queue_pair::{Inner, Parts, QueuePair, flushed_receive, with_host};
+use super::queue_pair::{Inner, Parts, QpHost, QueuePair, flushed_receive, with_host};
 use super::receive_queue::ReceiveError;
 use super::scratch::{self, Scratch};
 use super::slab::Full;
-use crate::proto::{self, Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State};
+use crate::proto::{self, Acks, Attributes, Host, ModifyError, PostError, SendRequest, Sge, State, Time};
 use crate::wire::Transport;
+
+/// Takes requests for a queue pair whose lock is held.
+pub(crate) struct Poster<'a> {
+    machine: &'a mut proto::QueuePair,
+    host: QpHost<'a>,
+    now: Time,
+}
+
+impl Poster<'_> {
+    pub(crate) fn post(&mut self, request: &SendRequest<'_>) -> Result<(), PostError> {
+        self.machine.post_send(self.now, &mut self.host, request)
+    }
+}
 
 impl Device {
     pub(crate) fn create_completion_queue(&self, cq: CompletionQueue) -> Arc<CompletionQueue> {
@@ -119,11 +132,7 @@ impl Device {
     }
 
     /// Posts the requests that `post` gives one by one, then sends.
-    pub(crate) fn post_send(
-        &self,
-        qp: &Arc<QueuePair>,
-        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
-    ) {
+    pub(crate) fn post_send(&self, qp: &Arc<QueuePair>, post: impl FnOnce(&mut Poster<'_>)) {
         scratch::with(|scratch| self.post_locked(qp, qp.lock(), scratch, post));
     }
 
@@ -132,7 +141,7 @@ impl Device {
         &self,
         qp: &Arc<QueuePair>,
         check: impl FnOnce(&proto::QueuePair) -> Result<(), PostError>,
-        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
+        post: impl FnOnce(&mut Poster<'_>),
     ) -> Result<(), PostError> {
         scratch::with(|scratch| {
             let inner = qp.lock();
@@ -147,11 +156,11 @@ impl Device {
         qp: &'q Arc<QueuePair>,
         mut inner: MutexGuard<'q, Inner>,
         scratch: &mut Scratch,
-        post: impl FnOnce(&mut dyn FnMut(&SendRequest<'_>) -> Result<(), PostError>),
+        post: impl FnOnce(&mut Poster<'_>),
     ) {
         let now = self.now();
         with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
-            post(&mut |request| machine.post_send(now, &mut host, request));
+            post(&mut Poster { machine, host, now });
         });
         // What is owed goes with what was posted.
         self.settle(qp, inner, Acks::Flush, now, scratch);

@@ -144,7 +144,15 @@ impl IcrcCache {
         {
             return known.prefix.icrc_with(transport, known.masking);
         }
-        let prefix = envelope().icrc_prefix(transport.len());
+        Known::learn(place, key, &envelope(), transport)
+    }
+}
+
+impl Known {
+    /// The ICRC of a packet of which nothing was known, and the place for what is known now.
+    #[cold]
+    fn learn(place: &mut Option<Known>, key: u128, envelope: &Envelope, transport: &[u8]) -> Icrc {
+        let prefix = envelope.icrc_prefix(transport.len());
         let icrc = prefix.icrc(transport);
         if let Some(masking) = prefix.masking(transport) {
             *place = Some(Known { key, prefix, masking });

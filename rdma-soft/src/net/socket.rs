@@ -37,6 +37,21 @@ pub(crate) enum SendError {
     Refused(io::Error),
 }
 
+impl SendError {
+    /// `segmented`: of a call with several segments.
+    #[cold]
+    fn new(e: io::Error, segmented: bool) -> Self {
+        match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => SendError::Full,
+            // What kernels and drivers answer that cannot segment or checksum.
+            Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE) if segmented => {
+                SendError::NoSegmentation
+            }
+            _ => SendError::Refused(e),
+        }
+    }
+}
+
 /// An unconnected UDP socket that never fragments.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -113,6 +128,7 @@ impl Socket {
     /// The socket stays unconnected though a connected one is cheaper: with an unconnected one the IPv4
     /// identification, which the ICRC covers, is 0, and the number of the segment in a segmented send. A
     /// connected one counts up from a secret.
+    #[inline]
     pub(crate) fn send(
         &self,
         to: &SockAddr,
@@ -128,14 +144,7 @@ impl Socket {
         };
         match result {
             Ok(_) => Ok(()),
-            Err(e) => Err(match e.raw_os_error() {
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => SendError::Full,
-                // What kernels and drivers answer that cannot segment or checksum.
-                Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::EMSGSIZE) if size != 0 => {
-                    SendError::NoSegmentation
-                }
-                _ => SendError::Refused(e),
-            }),
+            Err(e) => Err(SendError::new(e, size != 0)),
         }
     }
 
@@ -161,13 +170,8 @@ impl Socket {
             Err(TryLockError::WouldBlock) => return None,
         };
         let asked = std::mem::replace(&mut own.asked, size);
-        // Where it fails, so does the message that says the size itself.
-        if size != 0
-            && size != own.set
-            && size == asked
-            && sys::set_option(self.inner.as_fd(), libc::SOL_UDP, sys::UDP_SEGMENT, i32::from(size)).is_ok()
-        {
-            own.set = size;
+        if size != 0 && size != own.set && size == asked {
+            self.set_segment(&mut own, size);
         }
         let fits = match size {
             0 => own.set == 0 || bytes.len() <= usize::from(own.set),
@@ -176,8 +180,17 @@ impl Socket {
         fits.then(|| sys::send_to(self.inner.as_fd(), bytes, to))
     }
 
+    /// Where it fails, so does the message that says the size itself.
+    #[cold]
+    fn set_segment(&self, own: &mut Segment, size: u16) {
+        if sys::set_option(self.inner.as_fd(), libc::SOL_UDP, sys::UDP_SEGMENT, i32::from(size)).is_ok() {
+            own.set = size;
+        }
+    }
+
     /// Says segment size and traffic class with the call. A size of none is said too, for the socket may have one of its own;
     /// not where segmentation is off, so that kernels without it are not asked for what they do not know.
+    #[inline(never)]
     fn send_message(&self, to: &SockAddr, bytes: &[u8], size: u16, traffic_class: u8) -> io::Result<usize> {
         let mut control = Control::new();
         if size != 0 || self.segmentation() {

@@ -153,6 +153,7 @@ impl QueuePair {
 
     /// Writes the next packet to send into `out`, which has room for [`MAX_PACKET_LEN`](super::MAX_PACKET_LEN),
     /// or returns `None` if there is nothing to send now. Call again until then; one call is one packet.
+    #[inline]
     pub fn poll_transmit<H: Host>(
         &mut self,
         now: Time,

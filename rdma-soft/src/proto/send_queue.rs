@@ -176,6 +176,7 @@ impl SendQueue {
         }
     }
 
+    #[inline]
     pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
         self.check(transport, request, 0)?;
         let slot = self.slot(self.head);
@@ -206,9 +207,13 @@ impl SendQueue {
 
     /// Keeps a list that was checked.
     fn store_sges(&mut self, slot: usize, wqe: &mut Wqe, sges: &[Sge]) {
-        self.sges[slot * self.max_sge..][..sges.len()].copy_from_slice(sges);
         wqe.num_sge = len32(sges.len());
-        let length: u64 = sges.iter().map(|sge| u64::from(sge.length)).sum();
+        let mut length = 0;
+        // Nearly always one: no call to copy it.
+        for (to, sge) in self.sges[slot * self.max_sge..][..sges.len()].iter_mut().zip(sges) {
+            *to = *sge;
+            length += u64::from(sge.length);
+        }
         match u32::try_from(length) {
             Ok(length) if length <= MAX_MESSAGE => wqe.length = length,
             _ => wqe.error = Some(Status::LocalLength),

@@ -59,9 +59,11 @@ impl<'a> Writer<'a> {
     pub(super) fn payload(&mut self, len: usize) -> Option<&mut [u8]> {
         let padded = self.out.get_mut(self.len..)?.get_mut(..len.next_multiple_of(4))?;
         self.len += padded.len();
-        let (payload, padding) = padded.split_at_mut(len);
-        padding.fill(0);
-        Some(payload)
+        // The last word whole, which is cheaper than to find out how much of it is padding.
+        if let Some(last) = padded.last_chunk_mut::<4>() {
+            *last = [0; 4];
+        }
+        padded.get_mut(..len)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Acknowledge extended transport header (clause 9.3.5).
 
-use super::field::{put_u24, u24_at};
+use super::field::{byte_and_u24, put, u24_at};
 
 /// View of an acknowledge extended transport header.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +47,7 @@ impl AethRepr {
 
     /// Writes the header.
     pub fn emit(&self, out: &mut [u8; Self::LEN]) {
-        out[0] = self.syndrome.0;
-        put_u24(out, 1, self.msn);
+        put(out, 0, byte_and_u24(self.syndrome.0, self.msn));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Base transport header (clause 9.2).
 
-use super::field::{array_at, put, put_u24, u16_at, u24_at};
+use super::field::{array_at, byte_and_u24, put, u16_at, u24_at};
 use super::{Opcode, Psn};
 
 /// A queue pair number, 24 bits.
@@ -175,16 +175,17 @@ impl BthRepr {
     /// Writes the header.
     pub fn emit(&self, out: &mut [u8; Self::LEN]) {
         let bit = |set: bool, mask: u8| if set { mask } else { 0 };
-        out[0] = self.opcode.value();
-        out[1] = bit(self.solicited, SOLICITED)
+        let flags = bit(self.solicited, SOLICITED)
             | bit(self.migration, MIGRATION)
             | (self.pad & 3) << PAD_SHIFT
             | self.version & 0xf;
-        put(out, 2, self.pkey.to_be_bytes());
-        out[4] = bit(self.fecn, FECN) | bit(self.becn, BECN) | self.reserved[0] & !(FECN | BECN);
-        put_u24(out, 5, self.dest_qp);
-        out[8] = bit(self.ack_request, ACK_REQUEST) | self.reserved[1] & !ACK_REQUEST;
-        put_u24(out, 9, self.psn.value());
+        let notification = bit(self.fecn, FECN) | bit(self.becn, BECN) | self.reserved[0] & !(FECN | BECN);
+        let request = bit(self.ack_request, ACK_REQUEST) | self.reserved[1] & !ACK_REQUEST;
+        let [pkey_high, pkey_low] = self.pkey.to_be_bytes();
+        // Whole words: every packet goes through here.
+        put(out, 0, [self.opcode.value(), flags, pkey_high, pkey_low]);
+        put(out, 4, byte_and_u24(notification, self.dest_qp));
+        put(out, 8, byte_and_u24(request, self.psn.value()));
     }
 }
 

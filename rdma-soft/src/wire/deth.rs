@@ -1,7 +1,7 @@
 //! Datagram extended transport header (clause 9.3.2).
 
 use super::Qpn;
-use super::field::{put, put_u24, u24_at, u32_at};
+use super::field::{byte_and_u24, put, u24_at, u32_at};
 
 /// View of a datagram extended transport header.
 #[derive(Debug, Clone, Copy)]
@@ -49,8 +49,7 @@ impl DethRepr {
     /// Writes the header; the reserved byte is zero.
     pub fn emit(&self, out: &mut [u8; Self::LEN]) {
         put(out, 0, self.qkey.to_be_bytes());
-        out[4] = 0;
-        put_u24(out, 5, self.src_qp);
+        put(out, 4, byte_and_u24(0, self.src_qp));
     }
 }
 

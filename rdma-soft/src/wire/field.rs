@@ -29,8 +29,7 @@ pub(super) fn put<const N: usize, const M: usize>(bytes: &mut [u8; N], at: usize
     bytes[at..at + M].copy_from_slice(&value);
 }
 
-/// Writes the low 24 bits of `value`.
-pub(super) fn put_u24<const N: usize>(bytes: &mut [u8; N], at: usize, value: u32) {
-    let [_, b0, b1, b2] = value.to_be_bytes();
-    put(bytes, at, [b0, b1, b2]);
+/// A byte and the low 24 bits of `value`, as they stand in many headers.
+pub(super) fn byte_and_u24(byte: u8, value: u32) -> [u8; 4] {
+    (u32::from(byte) << 24 | value & 0xff_ffff).to_be_bytes()
 }

@@ -81,6 +81,7 @@ impl IcrcPrefix {
 
     /// The same as [`icrc`](Self::icrc), without a copy of the header where its masked bits are clear.
     /// `masking` is that of packets of this length.
+    #[inline]
     #[must_use]
     pub fn icrc_with(&self, transport: &[u8], masking: IcrcMasking) -> Icrc {
         if transport.get(BTH_RESERVED) == Some(&0) {
