@@ -201,8 +201,8 @@ fn a_full_queue_refuses_and_takes_again() {
 fn only_the_last_packet_of_a_message_is_solicited() {
     let (mut pair, source, target) = with_buffers(&PairConfig::rc(), 3000);
     pair.sniff = Some(|_, packet| {
-        let ends = packet.bth.opcode == Opcode::RC_SEND_LAST;
-        assert_eq!(packet.bth.solicited, ends);
+        let ends = packet.bth.opcode() == Opcode::RC_SEND_LAST;
+        assert_eq!(packet.bth.solicited(), ends);
     });
     pair.server.host.post_receive(7, &[target]);
     pair.client.post_with(1, SendOperation::Send, &[source], SendFlags::SOLICITED);

@@ -52,7 +52,7 @@ fn captured_packets_survive_parse_and_emit_and_pass_the_icrc() {
             let bytes = &ip_bytes[Ipv4Repr::LEN + UdpRepr::LEN..];
 
             let packet = Packet::parse(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
-            opcodes.insert(packet.bth.opcode.value());
+            opcodes.insert(packet.bth.opcode().value());
             let (transport, trailer) = bytes.split_last_chunk::<ICRC_LEN>().expect("an ICRC");
             let mut out = vec![0xaa; transport.len()];
             assert_eq!(packet.to_repr().emit(&mut out), Some(transport.len()), "{name}");
@@ -82,7 +82,7 @@ fn captures_hold_payloads_of_every_alignment() {
         .iter()
         .flat_map(|(_, pcap)| frames(pcap))
         .filter_map(|frame| Packet::parse(&frame[ETHERNET + Ipv4Repr::LEN + UdpRepr::LEN..]).ok())
-        .map(|packet| packet.bth.pad)
+        .map(|packet| packet.bth.pad())
         .collect();
     assert!(pads.contains(&0) && pads.len() >= 3, "{pads:?}");
 }
@@ -147,7 +147,7 @@ proptest! {
             let len = repr.emit(&mut out).expect("as long as it was");
             prop_assert_eq!(len, bytes.len() - ICRC_LEN);
             let reserved_in_deth = if repr.deth.is_some() { 12 + 4 } else { usize::MAX };
-            let padding = len - usize::from(packet.bth.pad)..len;
+            let padding = len - usize::from(packet.bth.pad())..len;
             for place in (0..len).filter(|place| *place != reserved_in_deth && !padding.contains(place)) {
                 prop_assert_eq!(out[place], bytes[place], "byte {}", place);
             }

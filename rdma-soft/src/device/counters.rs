@@ -131,7 +131,11 @@ impl Counters {
     }
 
     pub(crate) fn count(&self, counter: DeviceCounter) {
-        self.add_at(PROTO + counter as usize, 1);
+        self.count_many(counter, 1);
+    }
+
+    pub(crate) fn count_many(&self, counter: DeviceCounter, n: usize) {
+        self.add_at(PROTO + counter as usize, n as u64);
     }
 
     fn sum(&self, place: usize) -> u64 {

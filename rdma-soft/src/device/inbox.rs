@@ -205,7 +205,7 @@ impl Device {
                 return Some((bth.dest_qp(), bth.opcode().info()?.is_request(), bytes));
             }
             let packet = self.check(&self.envelope_to(peer, 0), origin, bytes, None)?;
-            Some((packet.bth.dest_qp, packet.info().is_request(), bytes))
+            Some((packet.bth.dest_qp(), packet.info().is_request(), bytes))
         });
         let Some((mut qp_num, mut is_request, mut bytes)) = packets.next() else { return };
         if peer.route.get().is_none() {

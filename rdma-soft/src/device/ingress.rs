@@ -12,7 +12,7 @@ use super::scratch::{Scratch, Wakes};
 use crate::net::{Datagrams, Envelope, IcrcCache};
 use crate::proto::{Acks, PacketMeta, Time};
 use crate::wire::{
-    ICRC_LEN, Icrc, Opcode, Packet, ParseError, Qpn, ROCE_V2_PORT, Transport, UnknownIdentification,
+    Bth, ICRC_LEN, Icrc, Opcode, Packet, ParseError, Qpn, ROCE_V2_PORT, Transport, UnknownIdentification,
 };
 
 /// The queue pair number of multicast datagrams (clause 9.6.1.2).
@@ -32,10 +32,15 @@ impl LastFound {
         let destroyed = device.lists.destroyed.load(Ordering::Acquire);
         if self.destroyed != destroyed || self.qp.as_ref().is_none_or(|qp| qp.qp_num != number) {
             self.destroyed = destroyed;
-            self.qp = device.queue_pair(number);
+            self.qp = device.queue_pairs().get(number).cloned();
         }
         self.qp.as_ref()
     }
+}
+
+/// The queue pair number in a packet that was not checked yet.
+fn number_in(bytes: &[u8]) -> Qpn {
+    Bth::new(bytes).map_or(0, Bth::dest_qp)
 }
 
 impl Device {
@@ -55,44 +60,53 @@ impl Device {
             self.counters.count(DeviceCounter::DropShort);
             return;
         }
-        let envelope = Envelope {
+        let mut envelope = Envelope {
             from: datagrams.source,
             to: SocketAddr::new(self.address, ROCE_V2_PORT),
             traffic_class: datagrams.traffic_class,
             identification: 0,
         };
-        let mut packets = datagrams.iter().enumerate().filter_map(|(place, bytes)| {
-            self.counters.count(DeviceCounter::DatagramsReceived);
-            // The likeliest identification: that of a segment, which is 0 for a lone one.
-            let identification = u16::try_from(place).unwrap_or(0);
-            let envelope = Envelope { identification, ..envelope };
-            self.check(&envelope, Origin::Wire, bytes, Some(icrcs)).map(|packet| (packet, bytes.len()))
-        });
-        let mut next = packets.next();
-        while let Some((packet, len)) = next.take() {
-            let dest_qp = packet.bth.dest_qp;
-            if dest_qp == MULTICAST {
-                for qp in self.members(&envelope, None) {
-                    let mut inner = qp.lock();
-                    self.hand_over(&qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
-                    self.settle(&qp, inner, Acks::Hold, now, scratch);
+        let mut place = 0;
+        while let Some(first) = datagrams.get(place) {
+            let number = number_in(first);
+            let qp = last.find(self, number);
+            // Packets come in runs; one run takes the lock once.
+            let mut locked = None;
+            while let Some(bytes) = datagrams.get(place).filter(|bytes| number_in(bytes) == number) {
+                // The likeliest identification: that of a segment, which is 0 for a lone one.
+                envelope.identification = u16::try_from(place).unwrap_or(0);
+                place += 1;
+                let Some(packet) = self.check(&envelope, Origin::Wire, bytes, Some(icrcs)) else { continue };
+                if let Some(qp) = qp {
+                    let inner = locked.get_or_insert_with(|| qp.lock());
+                    self.hand_over(qp, inner, &envelope, &packet, bytes.len(), now, &mut scratch.wakes);
+                } else if number == MULTICAST {
+                    self.hand_to_members(&envelope, None, &packet, bytes.len(), now, scratch);
+                } else {
+                    self.counters.count(DeviceCounter::DropNoQueuePair);
                 }
-                next = packets.next();
-            } else if let Some(qp) = last.find(self, dest_qp) {
-                // Packets come in runs; one run takes the lock once.
-                let mut inner = qp.lock();
-                self.hand_over(qp, &mut inner, &envelope, &packet, len, now, &mut scratch.wakes);
-                next = packets.next();
-                while let Some((packet, len)) = &next
-                    && packet.bth.dest_qp == dest_qp
-                {
-                    self.hand_over(qp, &mut inner, &envelope, packet, *len, now, &mut scratch.wakes);
-                    next = packets.next();
-                }
-                self.settle(qp, inner, Acks::Hold, now, scratch);
-            } else {
-                next = packets.next();
             }
+            if let (Some(qp), Some(inner)) = (qp, locked) {
+                self.settle(qp, inner, Acks::Hold, now, scratch);
+            }
+        }
+        self.counters.count_many(DeviceCounter::DatagramsReceived, place);
+    }
+
+    /// Gives a datagram of `len` bytes from BTH to ICRC to the members of a multicast group.
+    pub(super) fn hand_to_members(
+        &self,
+        envelope: &Envelope,
+        group: Option<[u8; 16]>,
+        packet: &Packet<'_>,
+        len: usize,
+        now: Time,
+        scratch: &mut Scratch,
+    ) {
+        for qp in self.members(envelope, group) {
+            let mut inner = qp.lock();
+            self.hand_over(&qp, &mut inner, envelope, packet, len, now, &mut scratch.wakes);
+            self.settle(&qp, inner, Acks::Hold, now, scratch);
         }
     }
 
@@ -115,6 +129,7 @@ impl Device {
     }
 
     /// Checks a packet, BTH to ICRC. Every packet that goes no further is counted by its reason.
+    #[inline]
     pub(super) fn check<'b>(
         &self,
         envelope: &Envelope,
@@ -134,7 +149,7 @@ impl Device {
             self.counters.count(DeviceCounter::IcrcError);
             return None;
         }
-        if packet.bth.opcode == Opcode::CNP {
+        if packet.bth.opcode() == Opcode::CNP {
             self.counters.count(DeviceCounter::Cnp);
             return None;
         }
@@ -194,7 +209,7 @@ impl Device {
             }
             _ => None,
         };
-        if origin == Origin::Wire {
+        if origin == Origin::Wire && self.capture.is_some() {
             let identification = identification.unwrap_or(envelope.identification);
             self.record(&Envelope { identification, ..*envelope }, bytes, true);
         }

@@ -20,7 +20,7 @@ use super::peer::address_of_gid;
 use super::queue_pair::QueuePair;
 use super::scratch::Scratch;
 use crate::net::{Envelope, GroupSocket};
-use crate::proto::{Acks, MAX_PACKET_LEN};
+use crate::proto::MAX_PACKET_LEN;
 use crate::wire::ROCE_V2_PORT;
 
 /// Queue pairs that one group may have here, and groups, as on the kernel's Soft-RoCE.
@@ -190,14 +190,9 @@ impl Device {
         let to = SocketAddr::new(group, ROCE_V2_PORT);
         let envelope = Envelope { from, to, traffic_class: 0, identification: 0 };
         let Some(packet) = self.check(&envelope, Origin::Wire, bytes, None) else { return };
-        if packet.bth.dest_qp != MULTICAST {
+        if packet.bth.dest_qp() != MULTICAST {
             return self.counters.count(DeviceCounter::DropNoQueuePair);
         }
-        let now = self.now();
-        for qp in self.members(&envelope, None) {
-            let mut inner = qp.lock();
-            self.hand_over(&qp, &mut inner, &envelope, &packet, bytes.len(), now, &mut scratch.wakes);
-            self.settle(&qp, inner, Acks::Hold, now, scratch);
-        }
+        self.hand_to_members(&envelope, None, &packet, bytes.len(), self.now(), scratch);
     }
 }

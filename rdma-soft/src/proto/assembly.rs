@@ -196,7 +196,7 @@ impl Assembly {
             immediate,
             src_qp: 0,
             grh: false,
-            solicited: packet.bth.solicited,
+            solicited: packet.bth.solicited(),
         });
     }
 }

@@ -13,7 +13,7 @@ impl QueuePair {
             host.count(Counter::DropState);
             return;
         }
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         if psn.is_before(self.req.una) {
             host.count(Counter::DuplicateResponse);
             return;
@@ -31,7 +31,7 @@ impl QueuePair {
 
     fn handle_acknowledge<H: Host>(&mut self, now: Time, host: &mut H, packet: &Packet<'_>) {
         let Some(aeth) = packet.aeth() else { return };
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         if aeth.syndrome.is_ack() {
             self.acknowledge(now, host, psn.next());
         } else if let Some(timer) = aeth.syndrome.as_rnr_nak() {
@@ -167,7 +167,7 @@ impl QueuePair {
 
     /// Takes what a response says about earlier requests; true if it answers the oldest one.
     fn reach_response<H: Host>(&mut self, now: Time, host: &mut H, packet: &Packet<'_>) -> bool {
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         if packet.aeth().is_some_and(|aeth| !aeth.syndrome.is_ack()) {
             host.count(Counter::DropResponse);
             return false;
@@ -182,7 +182,7 @@ impl QueuePair {
         if !self.reach_response(now, host, packet) {
             return;
         }
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         let position = self.sq.tail;
         let wqe = self.sq.wqe(position);
         let mtu = self.attributes.path_mtu.bytes();
@@ -232,7 +232,7 @@ impl QueuePair {
             self.fail_request(host, Status::LocalProtection);
             return;
         }
-        self.advance(now, packet.bth.psn.next());
+        self.advance(now, packet.bth.psn().next());
         self.retire(host);
     }
 

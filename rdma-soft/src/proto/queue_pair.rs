@@ -125,7 +125,7 @@ impl QueuePair {
             return;
         }
         // Clause 10.9.3: the keys must match, and one of the two must be a full member.
-        let (theirs, ours) = (packet.bth.pkey, self.attributes.pkey);
+        let (theirs, ours) = (packet.bth.pkey(), self.attributes.pkey);
         if (theirs ^ ours) & 0x7fff != 0 || (theirs | ours) & 0x8000 == 0 {
             host.count(Counter::DropPkey);
             return;

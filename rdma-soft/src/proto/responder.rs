@@ -108,7 +108,7 @@ fn packet_count(length: u32, mtu: u32) -> u32 {
 impl QueuePair {
     /// Handles a request of RC.
     pub(super) fn handle_request<H: Host>(&mut self, now: Time, host: &mut H, packet: &Packet<'_>) {
-        let distance = packet.bth.psn.offset_from(self.resp.epsn);
+        let distance = packet.bth.psn().offset_from(self.resp.epsn);
         if distance < 0 {
             host.count(Counter::DuplicateRequest);
             self.handle_duplicate(host, packet);
@@ -151,8 +151,8 @@ impl QueuePair {
         }
         self.resp.epsn = self.resp.epsn.next();
         self.resp.unacknowledged = self.resp.unacknowledged.saturating_add(1);
-        self.resp.ack_psn = packet.bth.psn;
-        if packet.bth.ack_request {
+        self.resp.ack_psn = packet.bth.psn();
+        if packet.bth.ack_request() {
             self.request_ack(host);
         }
         Ok(())
@@ -229,7 +229,7 @@ impl QueuePair {
 
     /// A request that was executed before (clause 9.7.5.1.4 to 9.7.5.1.6).
     fn handle_duplicate<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         let found = match packet.info().operation {
             Operation::Send | Operation::Write => {
                 // By its own PSN: rxe takes an acknowledgement of a message's end, while it sends the message again,

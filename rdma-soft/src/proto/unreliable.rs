@@ -15,7 +15,7 @@ impl QueuePair {
     /// Handles a request of UC: a message of which anything is missing or wrong is dropped in silence (clause 9.8.2).
     pub(super) fn handle_uc_request<H: Host>(&mut self, host: &mut H, packet: &Packet<'_>) {
         let begins = packet.info().position.begins();
-        let psn = packet.bth.psn;
+        let psn = packet.bth.psn();
         if psn == self.resp.epsn {
             self.note_established(host);
         }
@@ -92,7 +92,7 @@ impl QueuePair {
             immediate: packet.immdt().map_or(ImmediateOrKey::None, |h| ImmediateOrKey::Immediate(h.data)),
             src_qp: deth.src_qp,
             grh: true,
-            solicited: packet.bth.solicited,
+            solicited: packet.bth.solicited(),
         });
     }
 

@@ -1,6 +1,6 @@
 //! Base transport header (clause 9.2).
 
-use super::field::{array_at, byte_and_u24, put, u16_at, u24_at};
+use super::field::{array_at, byte_and_u24, put, u16_at, u32_at};
 use super::{Opcode, Psn};
 
 /// A queue pair number, 24 bits.
@@ -78,7 +78,8 @@ impl<'a> Bth<'a> {
     /// Destination queue pair.
     #[must_use]
     pub fn dest_qp(self) -> Qpn {
-        u24_at(self.0, 5)
+        // One load of four bytes is cheaper than three of one.
+        u32_at(self.0, 4) & 0xff_ffff
     }
 
     /// Whether the requester wants an acknowledgement.
@@ -90,7 +91,7 @@ impl<'a> Bth<'a> {
     /// Packet sequence number.
     #[must_use]
     pub fn psn(self) -> Psn {
-        Psn::new(u24_at(self.0, 9))
+        Psn::new(u32_at(self.0, 8))
     }
 
     /// Six bits after BECN and seven after the acknowledge request: no meaning, but kept.

@@ -39,8 +39,8 @@ impl std::error::Error for ParseError {}
 /// and ICRC are outside of the payload.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet<'a> {
-    /// The base transport header.
-    pub bth: BthRepr,
+    /// The base transport header, of which few fields are read at a time.
+    pub bth: Bth<'a>,
     info: &'static OpcodeInfo,
     headers: &'a [u8],
     payload: &'a [u8],
@@ -48,18 +48,19 @@ pub struct Packet<'a> {
 
 impl<'a> Packet<'a> {
     /// Checks and reads what follows the UDP header, the ICRC included. The ICRC is not verified.
+    #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        let bth = BthRepr::parse(Bth::new(bytes).ok_or(ParseError::TooShort)?);
-        if bth.version != TRANSPORT_VERSION {
+        let bth = Bth::new(bytes).ok_or(ParseError::TooShort)?;
+        if bth.version() != TRANSPORT_VERSION {
             return Err(ParseError::Version);
         }
-        let info = bth.opcode.info().ok_or(ParseError::UnknownOpcode(bth.opcode))?;
+        let info = bth.opcode().info().ok_or(ParseError::UnknownOpcode(bth.opcode()))?;
         let (headers, rest) = bytes.split_at_checked(info.header_len).ok_or(ParseError::TooShort)?;
         let padded_len = rest.len().checked_sub(ICRC_LEN).ok_or(ParseError::TooShort)?;
         if !padded_len.is_multiple_of(4) {
             return Err(ParseError::Pad);
         }
-        let payload_len = padded_len.checked_sub(usize::from(bth.pad)).ok_or(ParseError::Pad)?;
+        let payload_len = padded_len.checked_sub(usize::from(bth.pad())).ok_or(ParseError::Pad)?;
         let payload = &rest[..payload_len];
         if !info.has_payload && padded_len != 0 {
             return Err(ParseError::UnexpectedPayload);
@@ -137,7 +138,7 @@ impl<'a> Packet<'a> {
     #[must_use]
     pub fn to_repr(&self) -> PacketRepr<'a> {
         PacketRepr {
-            bth: self.bth,
+            bth: BthRepr::parse(self.bth),
             deth: self.deth(),
             reth: self.reth(),
             atomic_eth: self.atomic_eth(),

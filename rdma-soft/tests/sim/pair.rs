@@ -188,7 +188,7 @@ impl Pair {
                 sniff(is_client, &packet);
             }
             if let Some(trace) = &mut self.trace {
-                trace.push((is_client, packet.bth.opcode.value(), packet.bth.psn));
+                trace.push((is_client, packet.bth.opcode().value(), packet.bth.psn()));
             }
         }
         Some(sent)
