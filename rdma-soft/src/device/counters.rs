@@ -1,5 +1,6 @@
 //! What happened, by name, as the kernel's `hw_counters` of a device show it.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
@@ -83,31 +84,37 @@ pub(crate) struct Counters([CachePadded<[AtomicU64; ALL]>; SHARDS]);
 /// Shards that no thread has, as bits.
 static FREE: AtomicU32 = AtomicU32::new(!(1 << SHARED));
 
-/// The shard of a thread.
-struct Shard(usize);
-
-impl Shard {
-    fn take() -> Shard {
-        let mut place = SHARED;
-        // Acquire, and release below: the last count of the thread before is seen.
-        let _ = FREE.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
-            place = if free == 0 { SHARED } else { free.trailing_zeros() as usize };
-            (free != 0).then(|| free & (free - 1))
-        });
-        Shard(place)
-    }
+thread_local! {
+    /// The thread's shard, or one past the last before its first count. By itself, because a value without a
+    /// destructor costs one load to find.
+    static SHARD: Cell<usize> = const { Cell::new(SHARDS) };
+    /// Gives the shard back when the thread ends.
+    static LEASE: Lease = const { Lease };
 }
 
-impl Drop for Shard {
+struct Lease;
+
+impl Drop for Lease {
     fn drop(&mut self) {
-        if self.0 != SHARED {
-            FREE.fetch_or(1 << self.0, Ordering::Release);
+        // What other values count that are dropped after this one goes where all may.
+        let shard = SHARD.replace(SHARED);
+        if shard != SHARED {
+            FREE.fetch_or(1 << shard, Ordering::Release);
         }
     }
 }
 
-thread_local! {
-    static SHARD: Shard = Shard::take();
+/// Finds a shard for a thread that has none yet.
+fn take_shard() {
+    let mut shard = SHARED;
+    // Acquire, and release above: the last count of the thread before is seen.
+    let _ = FREE.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| {
+        shard = if free == 0 { SHARED } else { free.trailing_zeros() as usize };
+        (free != 0).then(|| free & (free - 1))
+    });
+    SHARD.set(shard);
+    // From now on the thread has something to give back.
+    LEASE.with(|_| ());
 }
 
 impl Counters {
@@ -116,14 +123,20 @@ impl Counters {
     }
 
     fn add_at(&self, place: usize, n: u64) {
-        // A thread that ends has lost its locals.
-        let shard = SHARD.try_with(|shard| shard.0).unwrap_or(SHARED);
-        let counter = &self.0[shard][place];
+        let shard = SHARD.get();
+        let Some(counters) = self.0.get(shard) else { return self.add_first(place, n) };
+        let counter = &counters[place];
         if shard == SHARED {
             counter.fetch_add(n, Ordering::Relaxed);
         } else {
             counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
         }
+    }
+
+    #[cold]
+    fn add_first(&self, place: usize, n: u64) {
+        take_shard();
+        self.add_at(place, n);
     }
 
     pub(crate) fn add(&self, counter: Counter, n: u64) {

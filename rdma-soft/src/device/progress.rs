@@ -119,7 +119,7 @@ impl Device {
     /// it can be: the clock is read for a reason only.
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.counters.count(DeviceCounter::Drives);
-        if self.serve_inbox(cq, false, scratch) {
+        if !cq.inbox.is_empty() && self.serve_inbox(cq, false, scratch) {
             self.serve_sleepers(scratch);
             return true;
         }
