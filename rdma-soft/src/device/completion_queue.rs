@@ -183,10 +183,12 @@ impl CompletionQueue {
     }
 
     /// Takes up to `max` completions, oldest first, and returns their number.
-    pub(crate) fn poll(&self, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
-        if self.is_empty() {
-            return 0;
-        }
+    #[inline]
+    pub(crate) fn poll(&self, max: usize, take: impl FnMut(usize, &Entry)) -> usize {
+        if self.is_empty() { 0 } else { self.poll_locked(max, take) }
+    }
+
+    fn poll_locked(&self, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
         let mut inner = self.lock();
         let n = inner.ring.len().min(max);
         for i in 0..n {

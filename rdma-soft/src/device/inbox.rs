@@ -274,7 +274,12 @@ impl Device {
     }
 
     /// After sending: serves the queues whose threads may sleep, and sees to it that others are not forgotten.
+    #[inline(always)]
     pub(super) fn serve_sleepers(&self, scratch: &mut Scratch) -> bool {
+        (scratch.sent_to.to_sleepers || scratch.sent_to.news) && self.serve_news(scratch)
+    }
+
+    fn serve_news(&self, scratch: &mut Scratch) -> bool {
         /// Rounds of packets and answers before the rest is left to the background thread.
         const ROUNDS: usize = 8;
         let mut worked = false;

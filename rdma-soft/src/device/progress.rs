@@ -117,6 +117,7 @@ impl Device {
 
     /// One round of work by a program's thread that polled `cq` in vain; whether there was any. As short as
     /// it can be: the clock is read for a reason only.
+    #[inline(always)]
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.counters.count(DeviceCounter::Drives);
         if !cq.inbox.is_empty() && self.serve_inbox(cq, false, scratch) {

@@ -32,6 +32,7 @@ thread_local! {
 
 /// Lends the calling thread's scratch to `f`, then announces the completions it gathered. No lock of the
 /// device may be held.
+#[inline]
 pub(super) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     let mut f = Some(f);
     let result = SCRATCH.try_with(|scratch| {
@@ -68,10 +69,14 @@ impl Wakes {
         }
     }
 
+    #[inline]
     pub(super) fn signal(&mut self) {
-        if self.0.is_empty() {
-            return;
+        if !self.0.is_empty() {
+            self.signal_all();
         }
+    }
+
+    fn signal_all(&mut self) {
         for channel in self.0.drain(..) {
             channel.events.signal();
         }
