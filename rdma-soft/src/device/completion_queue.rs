@@ -123,10 +123,10 @@ impl CompletionQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a completion that came at `now`. A queue that was full once takes no more (clause 11.6.3.1, `man
+    /// Queues a completion of a queue pair that came at `now`. A queue that was full once takes no more (clause 11.6.3.1, `man
     /// ibv_poll_cq`): what waits in it can still be polled.
     #[inline]
-    pub(crate) fn push(&self, entry: Entry, now: Time) -> Pushed {
+    pub(crate) fn push(&self, completion: &Completion, qp_num: Qpn, now: Time) -> Pushed {
         let mut inner = self.lock();
         if inner.ring.len() >= inner.depth && self.ignores_overrun {
             inner.ring.pop_front();
@@ -134,12 +134,13 @@ impl CompletionQueue {
         if inner.ring.len() >= inner.depth || inner.overrun {
             return Pushed::Overrun { first: !std::mem::replace(&mut inner.overrun, true) };
         }
-        inner.ring.push_back(entry);
+        let time = if self.timestamps { now } else { Time::ZERO };
+        inner.ring.push_back(Entry { completion: *completion, qp_num, time });
         self.len.store(inner.ring.len(), Ordering::Release);
-        let failed = entry.completion.status != crate::proto::Status::Success;
+        let failed = completion.status != crate::proto::Status::Success;
         let wanted = match inner.armed {
             Armed::No => false,
-            Armed::Solicited => entry.completion.solicited || failed,
+            Armed::Solicited => completion.solicited || failed,
             Armed::Any => true,
         };
         if !wanted {

@@ -426,9 +426,8 @@ fn local(
             if region.pd == pd && region.access.contains(need) =>
         {
             // The whole element has to be inside, as hardware checks it.
-            region.part(sge.addr, sge.length as usize).ok_or(LocalError)?;
-            let va = sge.addr.checked_add(skip).ok_or(LocalError)?;
-            region.part(va, len).ok_or(LocalError)
+            let element = region.part(sge.addr, sge.length as usize).ok_or(LocalError)?;
+            element.part(usize::try_from(skip).map_err(|_| LocalError)?, len).ok_or(LocalError)
         }
         _ => Err(LocalError),
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Device;
-use super::completion_queue::{CompletionQueue, Entry, Pushed};
+use super::completion_queue::{CompletionQueue, Pushed};
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use super::memory_table::Accessor;
 use super::pacing::Pause;
@@ -251,8 +251,7 @@ impl Host for QpHost<'_> {
             CompletionKind::Send => &self.qp.send_cq,
             CompletionKind::Receive => &self.qp.recv_cq,
         };
-        let time = if cq.timestamps { self.now } else { Time::ZERO };
-        match cq.push(Entry { completion, qp_num: self.qp.qp_num, time }, self.now) {
+        match cq.push(&completion, self.qp.qp_num, self.now) {
             Pushed::Quiet => {}
             Pushed::Notify => self.wakes.add(cq),
             Pushed::Wait(due) => self.device.wait_for_more(cq, due),
