@@ -19,6 +19,7 @@ use super::Device;
 use super::completion_queue::CompletionQueue;
 use super::counters::DeviceCounter;
 use super::egress::Origin;
+use super::ingress::LastFound;
 use super::peer::{Peer, address_of_gid};
 use super::queue_pair::QueuePair;
 use super::scratch::Scratch;
@@ -37,9 +38,15 @@ const KEEP: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     shared: CachePadded<Shared>,
-    /// Who holds this takes packets out, so that they stay in order; the buffer is exchanged with that of the
-    /// queue.
-    reader: CachePadded<Mutex<Vec<u8>>>,
+    /// Who holds this takes packets out, so that they stay in order.
+    reader: CachePadded<Mutex<Reader>>,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    /// Exchanged with the buffer of the queue.
+    letters: Vec<u8>,
+    last: LastFound,
 }
 
 #[derive(Debug, Default)]
@@ -135,10 +142,11 @@ impl Inbox {
         self.shared.waiting.store(false, Ordering::Release);
     }
 
-    /// Forgets what waits.
+    /// Forgets what waits, and the queue pair that it knows, which knows the inbox's own completion queue.
     pub(super) fn clear(&self) {
         self.queue().clear();
         self.shared.waiting.store(false, Ordering::Release);
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).last = LastFound::default();
     }
 }
 
@@ -340,31 +348,40 @@ impl Device {
             return false;
         }
         let reader = &cq.inbox.reader;
-        let mut letters = match reader.try_lock() {
-            Ok(letters) => letters,
+        let mut reader = match reader.try_lock() {
+            Ok(reader) => reader,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) if wait => reader.lock().unwrap_or_else(PoisonError::into_inner),
             Err(TryLockError::WouldBlock) => return false,
         };
-        cq.inbox.take(&mut letters);
+        let Reader { letters, last } = &mut *reader;
+        cq.inbox.take(letters);
         let now = self.now();
         let own = SocketAddr::new(self.address, ROCE_V2_PORT);
         let mut envelope = Envelope { from: own, to: own, traffic_class: 0, identification: 0 };
-        let mut next = Letter::read(&letters);
-        while let Some((Letter { qp_num, .. }, ..)) = next {
-            let qp = self.queue_pair(qp_num);
-            let mut inner = qp.as_ref().map(|qp| qp.lock());
-            while let Some((letter, packet, rest)) = next
+        let mut rest = &letters[..];
+        while let Some((Letter { qp_num, .. }, ..)) = Letter::read(rest) {
+            let qp = last.find(self, qp_num);
+            if qp.is_none() {
+                self.counters.count(DeviceCounter::DropNoQueuePair);
+            }
+            let mut inner = qp.map(|qp| qp.lock());
+            // Packets come in runs; one run takes the lock once.
+            while let Some((letter, packet, after)) = Letter::read(rest)
                 && letter.qp_num == qp_num
             {
+                rest = after;
+                let (Some(qp), Some(inner), Ok(parsed)) = (qp, &mut inner, Packet::parse(packet)) else {
+                    continue;
+                };
                 envelope.traffic_class = letter.traffic_class;
-                envelope.to = letter.group.map_or(own, |g| SocketAddr::new(address_of_gid(g), ROCE_V2_PORT));
-                if let (Some(qp), Some(inner), Ok(parsed)) = (&qp, &mut inner, Packet::parse(packet)) {
-                    self.hand_over(qp, inner, &envelope, &parsed, packet.len(), now, &mut scratch.wakes);
+                if let Some(group) = letter.group {
+                    envelope.to = SocketAddr::new(address_of_gid(group), ROCE_V2_PORT);
                 }
-                next = Letter::read(rest);
+                self.hand_over(qp, inner, &envelope, &parsed, packet.len(), now, &mut scratch.wakes);
+                envelope.to = own;
             }
-            if let (Some(qp), Some(inner)) = (&qp, inner) {
+            if let (Some(qp), Some(inner)) = (qp, inner) {
                 self.settle(qp, inner, Acks::Hold, now, scratch);
             }
         }

@@ -28,7 +28,7 @@ pub(super) struct LastFound {
 }
 
 impl LastFound {
-    fn find(&mut self, device: &Device, number: Qpn) -> Option<&Arc<QueuePair>> {
+    pub(super) fn find(&mut self, device: &Device, number: Qpn) -> Option<&Arc<QueuePair>> {
         let destroyed = device.lists.destroyed.load(Ordering::Acquire);
         if self.destroyed != destroyed || self.qp.as_ref().is_none_or(|qp| qp.qp_num != number) {
             self.destroyed = destroyed;
