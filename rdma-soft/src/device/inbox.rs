@@ -375,11 +375,16 @@ impl Device {
                     continue;
                 };
                 envelope.traffic_class = letter.traffic_class;
-                if let Some(group) = letter.group {
-                    envelope.to = SocketAddr::new(address_of_gid(group), ROCE_V2_PORT);
-                }
-                self.hand_over(qp, inner, &envelope, &parsed, packet.len(), now, &mut scratch.wakes);
-                envelope.to = own;
+                let to_group;
+                let envelope = match letter.group {
+                    None => &envelope,
+                    Some(group) => {
+                        let to = SocketAddr::new(address_of_gid(group), ROCE_V2_PORT);
+                        to_group = Envelope { to, ..envelope };
+                        &to_group
+                    }
+                };
+                self.hand_over(qp, inner, envelope, &parsed, packet.len(), now, &mut scratch.wakes);
             }
             if let (Some(qp), Some(inner)) = (qp, inner) {
                 self.settle(qp, inner, Acks::Hold, now, scratch);
