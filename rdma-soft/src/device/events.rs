@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use rustix::fs::{OFlags, fcntl_getfl};
 #[derive(Debug)]
 pub(crate) struct EventQueue<T> {
     state: Mutex<State<T>>,
+    /// There is no event and `raised` is not set: to see without the lock, under which it changes.
+    quiet: AtomicBool,
     eventfd: OwnedFd,
     epoll: OwnedFd,
 }
@@ -39,7 +42,7 @@ impl<T> EventQueue<T> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &eventfd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         let state = Mutex::new(State { queue: VecDeque::new(), raised: false });
-        Ok(EventQueue { state, eventfd, epoll })
+        Ok(EventQueue { state, quiet: AtomicBool::new(true), eventfd, epoll })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -63,11 +66,17 @@ impl<T> EventQueue<T> {
 
     /// Queues an event; [`signal`](Self::signal) must follow before anyone can sleep on it.
     pub(crate) fn push(&self, event: T) {
-        self.lock().queue.push_back(event);
+        let mut state = self.lock();
+        state.queue.push_back(event);
+        self.quiet.store(false, Ordering::Release);
     }
 
     /// Makes the descriptor readable if events wait that it does not announce yet.
     pub(crate) fn signal(&self) {
+        // Most likely the thread that drove the device took them itself.
+        if self.is_quiet() {
+            return;
+        }
         {
             let mut state = self.lock();
             if state.queue.is_empty() || state.raised {
@@ -81,6 +90,9 @@ impl<T> EventQueue<T> {
 
     /// Takes the oldest event; `taken` runs before anyone else sees the queue.
     pub(crate) fn pop(&self, taken: impl FnOnce(&T)) -> Option<T> {
+        if self.is_quiet() {
+            return None;
+        }
         let mut state = self.lock();
         let event = state.queue.pop_front();
         if let Some(event) = &event {
@@ -93,7 +105,12 @@ impl<T> EventQueue<T> {
                 state.raised = false;
             }
         }
+        self.quiet.store(state.queue.is_empty() && !state.raised, Ordering::Release);
         event
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Acquire)
     }
 
     /// Forgets the events that `unwanted` names.
