@@ -6,10 +6,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
+    task::Poll,
 };
 
 use rdma_core::{CompletionChannel, Context, Error};
-use tokio::{io::unix::AsyncFd, runtime::Handle, task::AbortHandle};
+use tokio::{
+    io::unix::AsyncFd,
+    runtime::{Handle, RuntimeFlavor},
+    task::AbortHandle,
+};
 
 use crate::{
     fd,
@@ -119,6 +124,7 @@ impl Drop for Driver {
 /// Takes every event, lets its queue dispatch, and arms that again once the futures woken had their turn. It ends when the driver is
 /// dropped.
 async fn serve(fd: AsyncFd<CompletionChannel>, task: Task) {
+    let is_alone = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
     loop {
         let mut ready = match fd.readable().await {
             Ok(ready) => ready,
@@ -129,11 +135,28 @@ async fn serve(fd: AsyncFd<CompletionChannel>, task: Task) {
             // The futures woken run before the driver looks for more events, which costs a system call and would make a device in
             // software send its acknowledgement alone instead of with the answer. They also arm the queue when they sleep
             // again; arming it now would cost an event for a completion that they look at anyway.
-            tokio::task::yield_now().await;
+            behind_others(is_alone).await;
             queue.rearm();
         }
         ready.clear_ready();
     }
+}
+
+/// Lets the tasks run that were woken before. Where one thread runs all (`is_alone`) the end of its queue is behind them; of several
+/// threads' queues it is not, so there the runtime is asked, which first looks for I/O with a system call.
+async fn behind_others(is_alone: bool) {
+    if !is_alone {
+        return tokio::task::yield_now().await;
+    }
+    let mut has_yielded = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The queue of the next event; `None` when there are no more.
