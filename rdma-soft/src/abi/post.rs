@@ -134,26 +134,26 @@ unsafe fn post_one(transport: Transport, wr: &ibv_send_wr, poster: &mut Poster<'
         }
         _ => None,
     };
-    let mut send = |data: Data<'_>| {
-        let flags = send_flags(wr.send_flags);
-        let destination = destination.as_ref();
-        let request = SendRequest { wr_id: wr.wr_id, operation, flags, data, destination };
-        poster.post(&request).map_err(errno_of)
-    };
-    if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
-        let mut pieces = [&[][..]; qp::MAX_SGE];
+    // Clearing room for the most there can be costs more than all else here.
+    let (mut pieces, mut few, mut many);
+    let data = if wr.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
+        pieces = [&[][..]; qp::MAX_SGE];
         let count = elements.len();
         for (piece, sge) in pieces.iter_mut().zip(elements) {
             // SAFETY: inline data is the program's memory, readable during the post.
             *piece = unsafe { inline_bytes(sge.addr, sge.length as usize) };
         }
-        send(Data::Inline(&pieces[..count]))
+        Data::Inline(&pieces[..count])
     } else if elements.len() <= FEW {
-        // Clearing room for the most there can be costs more than all else here.
-        send(Data::Gather(collect(&mut [Sge::default(); FEW], elements)))
+        few = [Sge::default(); FEW];
+        Data::Gather(collect(&mut few, elements))
     } else {
-        send(Data::Gather(collect(&mut [Sge::default(); qp::MAX_SGE], elements)))
-    }
+        many = [Sge::default(); qp::MAX_SGE];
+        Data::Gather(collect(&mut many, elements))
+    };
+    let (flags, destination) = (send_flags(wr.send_flags), destination.as_ref());
+    let request = SendRequest { wr_id: wr.wr_id, operation, flags, data, destination };
+    poster.post(&request).map_err(errno_of)
 }
 
 /// As many elements as nearly all requests have.

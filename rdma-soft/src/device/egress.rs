@@ -114,6 +114,7 @@ struct DelayedSend {
 impl Device {
     /// Sends what the queue pair has to send, as far as its quota goes, and enters it into the lists that
     /// its state asks for. Takes the lock that the caller holds. True if it has to wait for its receiver.
+    #[inline(always)]
     pub(super) fn settle<'q>(
         &self,
         qp: &'q Arc<QueuePair>,
@@ -126,11 +127,13 @@ impl Device {
             return self.transmit(qp, inner, acks, now, scratch);
         }
         self.note_state(qp, &inner, now, scratch);
+        drop(inner);
         false
     }
 
-    /// The same for a queue pair that has something to send. What is rare in here stands in functions of its own:
-    /// a thread that answers a lone packet finds little of this code in its processor's caches.
+    /// The same for a queue pair that has something to send. A thread that answers a lone packet finds little of this
+    /// code in its processor's caches. So what is rare from here on stands in functions of its own, and what every
+    /// packet passes is inlined, where a call costs more than what it calls.
     #[inline(never)]
     fn transmit<'q>(
         &self,
@@ -247,7 +250,9 @@ impl Device {
                 };
                 let end = batch.len + transmit.len + ICRC_LEN;
                 batch.packets.push(batch.len..end);
-                if let Some(destination) = machine.destination(&transmit) {
+                if qp.transport == Transport::Ud
+                    && let Some(destination) = machine.destination(&transmit)
+                {
                     batch.destinations.push(*destination);
                 }
                 batch.len = end;
@@ -361,6 +366,7 @@ impl Device {
     }
 
     /// Sends or delivers a packet by itself, with faults if they are asked for.
+    #[inline(always)]
     fn send_one(&self, peer: &Peer, range: Range<usize>, group: Option<[u8; 16]>, scratch: &mut Scratch) {
         let Scratch { batch, sent_to, icrcs, .. } = scratch;
         let packet = &mut batch.bytes[range];
@@ -413,7 +419,7 @@ impl Device {
     }
 
     /// Hands one packet to the socket or to its queue pair in this process, or both.
-    #[inline]
+    #[inline(always)]
     fn pass_on(&self, peer: &Peer, packet: &[u8], group: Option<[u8; 16]>, sent_to: &mut SentTo) {
         if self.capture.is_some() {
             self.record(&self.envelope_to(peer, 0), packet, !peer.is_local || self.faults.is_some());
@@ -454,7 +460,7 @@ impl Device {
     }
 
     /// Sends, or queues behind what waits already.
-    #[inline]
+    #[inline(never)]
     fn send_datagrams(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
         if self.delayed.bytes.load(Ordering::Acquire) == 0 {
             match self.send_now(peer, bytes, segment) {
@@ -485,6 +491,7 @@ impl Device {
         Ok(())
     }
 
+    #[inline(always)]
     fn send_now(&self, peer: &Peer, bytes: &[u8], segment: usize) -> Result<(), SendError> {
         self.socket.send(&peer.to, bytes, segment, peer.traffic_class)
     }

@@ -58,6 +58,7 @@ impl RawMemory {
     }
 
     /// Copies all of it to `out`, which must be as long.
+    #[inline]
     pub(crate) fn read(&self, out: &mut [u8]) -> Result<(), Fault> {
         assert_eq!(out.len(), self.len, "the caller cuts both to one length");
         if self.paging == Paging::OnDemand {

@@ -232,6 +232,7 @@ impl Device {
     }
 
     /// Enters a queue pair into the lists that its state asks for.
+    #[inline(never)]
     pub(super) fn note_state(&self, qp: &Arc<QueuePair>, inner: &Inner, now: Time, scratch: &mut Scratch) {
         let mut deadline = inner.machine.poll_timeout().map_or(NEVER, Time::nanoseconds);
         let owes = inner.machine.ack_pending();

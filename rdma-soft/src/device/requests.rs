@@ -22,6 +22,7 @@ pub(crate) struct Poster<'a> {
 }
 
 impl Poster<'_> {
+    #[inline(always)]
     pub(crate) fn post(&mut self, request: &SendRequest<'_>) -> Result<(), PostError> {
         self.machine.post_send(self.now, &mut self.host, request)
     }

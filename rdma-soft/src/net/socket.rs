@@ -128,7 +128,7 @@ impl Socket {
     /// The socket stays unconnected though a connected one is cheaper: with an unconnected one the IPv4
     /// identification, which the ICRC covers, is 0, and the number of the segment in a segmented send. A
     /// connected one counts up from a secret.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(
         &self,
         to: &SockAddr,
@@ -154,6 +154,7 @@ impl Socket {
     /// Who sends at the same moment says the size with the call and disturbs nobody. The lock is held through
     /// the call, for what the socket has must not change meanwhile; uncontended it costs a tenth of what it
     /// saves.
+    #[inline(always)]
     fn send_plain(
         &self,
         to: &SockAddr,

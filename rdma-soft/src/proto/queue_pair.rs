@@ -77,6 +77,7 @@ impl QueuePair {
     }
 
     /// Queues a send request. In SQE and ERR it completes at once, flushed.
+    #[inline(always)]
     pub fn post_send<H: Host>(
         &mut self,
         _now: Time,

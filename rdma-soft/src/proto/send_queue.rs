@@ -180,12 +180,15 @@ impl SendQueue {
     pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
         self.check(transport, request, 0)?;
         let slot = self.slot(self.head);
-        let mut wqe =
-            Wqe { wr_id: request.wr_id, operation: request.operation, flags: request.flags, ..Wqe::EMPTY };
+        let wqe = &mut self.wqes[slot];
+        *wqe = Wqe { wr_id: request.wr_id, operation: request.operation, flags: request.flags, ..Wqe::EMPTY };
         match request.data {
             Data::Gather(_) if wqe.operation.is_local() => {}
-            Data::Gather(sges) => self.store_sges(slot, &mut wqe, sges),
-            Data::Inline(pieces) => self.store_inline(slot, &mut wqe, pieces),
+            Data::Gather(sges) => store_sges(wqe, &mut self.sges[slot * self.max_sge..], sges),
+            Data::Inline(pieces) => {
+                let room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
+                store_inline(wqe, room, pieces);
+            }
         }
         if matches!(request.operation, SendOperation::CompareSwap { .. } | SendOperation::FetchAdd { .. }) {
             // The operand is eight bytes; the list must have room for them (clause 9.4.5).
@@ -200,37 +203,35 @@ impl SendQueue {
         if let (Some(place), Some(destination)) = (self.destinations.get_mut(slot), request.destination) {
             *place = *destination;
         }
-        self.wqes[slot] = wqe;
         self.head = self.head.wrapping_add(1);
         Ok(())
     }
+}
 
-    /// Keeps a list that was checked.
-    fn store_sges(&mut self, slot: usize, wqe: &mut Wqe, sges: &[Sge]) {
-        wqe.num_sge = len32(sges.len());
-        let mut length = 0;
-        // Nearly always one: no call to copy it.
-        for (to, sge) in self.sges[slot * self.max_sge..][..sges.len()].iter_mut().zip(sges) {
-            *to = *sge;
-            length += u64::from(sge.length);
-        }
-        match u32::try_from(length) {
-            Ok(length) if length <= MAX_MESSAGE => wqe.length = length,
-            _ => wqe.error = Some(Status::LocalLength),
-        }
+/// Keeps a list that was checked.
+fn store_sges(wqe: &mut Wqe, room: &mut [Sge], sges: &[Sge]) {
+    wqe.num_sge = len32(sges.len());
+    let mut length = 0;
+    // Nearly always one: no call to copy it.
+    for (to, sge) in room.iter_mut().zip(sges) {
+        *to = *sge;
+        length += u64::from(sge.length);
     }
+    match u32::try_from(length) {
+        Ok(length) if length <= MAX_MESSAGE => wqe.length = length,
+        _ => wqe.error = Some(Status::LocalLength),
+    }
+}
 
-    /// Keeps bytes that were checked.
-    fn store_inline(&mut self, slot: usize, wqe: &mut Wqe, pieces: &[&[u8]]) {
-        let room = &mut self.inline[slot * self.max_inline..][..self.max_inline];
-        let mut end = 0;
-        for piece in pieces {
-            room[end..][..piece.len()].copy_from_slice(piece);
-            end += piece.len();
-        }
-        wqe.length = len32(end);
-        wqe.inline = true;
+/// Keeps bytes that were checked.
+fn store_inline(wqe: &mut Wqe, room: &mut [u8], pieces: &[&[u8]]) {
+    let mut end = 0;
+    for piece in pieces {
+        room[end..][..piece.len()].copy_from_slice(piece);
+        end += piece.len();
     }
+    wqe.length = len32(end);
+    wqe.inline = true;
 }
 
 /// Which operations a transport has (clause 9.1, table 36).
