@@ -176,7 +176,7 @@ impl SendQueue {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
         self.check(transport, request, 0)?;
         let slot = self.slot(self.head);
