@@ -212,7 +212,8 @@ impl Device {
                 let bth = Bth::new(bytes)?;
                 return Some((bth.dest_qp(), bth.opcode().info()?.is_request(), bytes));
             }
-            let packet = self.check(&self.envelope_to(peer, 0), origin, bytes, None)?;
+            let envelope = self.envelope_to(peer, 0);
+            let packet = self.check(&envelope, origin, bytes, |transport| envelope.icrc(transport))?;
             Some((packet.bth.dest_qp(), packet.info().is_request(), bytes))
         });
         let Some((mut qp_num, mut is_request, mut bytes)) = packets.next() else { return };
@@ -254,7 +255,7 @@ impl Device {
     ) {
         self.counters.count(DeviceCounter::LocalPackets);
         let envelope = self.envelope_to(peer, 0);
-        if self.check(&envelope, origin, bytes, None).is_none() {
+        if self.check(&envelope, origin, bytes, |transport| envelope.icrc(transport)).is_none() {
             return;
         }
         for qp in self.members(&envelope, Some(group)) {

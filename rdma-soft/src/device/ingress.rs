@@ -9,7 +9,7 @@ use super::counters::DeviceCounter;
 use super::egress::Origin;
 use super::queue_pair::{Inner, QueuePair, with_host};
 use super::scratch::{Scratch, Wakes};
-use crate::net::{Datagrams, Envelope, IcrcCache};
+use crate::net::{Datagrams, Envelope, IcrcCache, PathKey};
 use crate::proto::{Acks, PacketMeta, Time};
 use crate::wire::{
     Bth, ICRC_LEN, Icrc, Opcode, Packet, ParseError, Qpn, ROCE_V2_PORT, Transport, UnknownIdentification,
@@ -66,6 +66,7 @@ impl Device {
             traffic_class: datagrams.traffic_class,
             identification: 0,
         };
+        let path = PathKey::new(envelope.from, envelope.to);
         let mut place = 0;
         while let Some(first) = datagrams.get(place) {
             let number = number_in(first);
@@ -76,7 +77,9 @@ impl Device {
                 // The likeliest identification: that of a segment, which is 0 for a lone one.
                 envelope.identification = u16::try_from(place).unwrap_or(0);
                 place += 1;
-                let Some(packet) = self.check(&envelope, Origin::Wire, bytes, Some(icrcs)) else { continue };
+                let icrc =
+                    |transport: &[u8]| icrcs.icrc_on(path, envelope.identification, transport, || envelope);
+                let Some(packet) = self.check(&envelope, Origin::Wire, bytes, icrc) else { continue };
                 if let Some(qp) = qp {
                     let inner = locked.get_or_insert_with(|| qp.lock());
                     self.hand_over(qp, inner, &envelope, &packet, bytes.len(), now, &mut scratch.wakes);
@@ -128,14 +131,15 @@ impl Device {
         members
     }
 
-    /// Checks a packet, BTH to ICRC. Every packet that goes no further is counted by its reason.
+    /// Checks a packet, BTH to ICRC. Every packet that goes no further is counted by its reason. `icrc` computes
+    /// that of BTH to padding in this envelope.
     #[inline]
     pub(super) fn check<'b>(
         &self,
         envelope: &Envelope,
         origin: Origin,
         bytes: &'b [u8],
-        icrcs: Option<&mut IcrcCache>,
+        icrc: impl FnOnce(&[u8]) -> Icrc,
     ) -> Option<Packet<'b>> {
         // The shape before the ICRC: a cheap check before a dear one, and lengths that hold after it.
         let packet = match Packet::parse(bytes) {
@@ -145,7 +149,7 @@ impl Device {
                 return None;
             }
         };
-        if origin != Origin::Local && !self.check_icrc(envelope, origin, bytes, icrcs) {
+        if origin != Origin::Local && !self.check_icrc(envelope, origin, bytes, icrc) {
             self.counters.count(DeviceCounter::IcrcError);
             return None;
         }
@@ -184,36 +188,45 @@ impl Device {
 
     /// Whether the ICRC fits. The identification of a received IPv4 header is not known, so any that
     /// explains the ICRC is taken for it.
+    #[inline]
     fn check_icrc(
         &self,
         envelope: &Envelope,
         origin: Origin,
         bytes: &[u8],
-        icrcs: Option<&mut IcrcCache>,
+        icrc: impl FnOnce(&[u8]) -> Icrc,
     ) -> bool {
-        let Some((transport, icrc)) = bytes.split_last_chunk::<ICRC_LEN>() else { return false };
-        let received = Icrc::from_bytes(*icrc);
-        let computed = match icrcs {
-            Some(icrcs) => icrcs.icrc(envelope, transport),
-            None => envelope.icrc(transport),
-        };
-        let identification = match origin {
-            _ if received == computed => Some(envelope.identification),
-            // What explains the difference is the difference of the identifications.
-            Origin::Wire if envelope.from.is_ipv4() => {
-                let difference = UnknownIdentification::explain(computed, received, transport.len());
-                if difference.is_some() {
-                    self.counters.count(DeviceCounter::OtherIdentification);
-                }
-                difference.map(|difference| difference ^ envelope.identification)
-            }
-            _ => None,
+        let Some((transport, received)) = bytes.split_last_chunk::<ICRC_LEN>() else { return false };
+        let (computed, received) = (icrc(transport), Icrc::from_bytes(*received));
+        let identification = if received == computed {
+            Some(envelope.identification)
+        } else {
+            self.explain(envelope, origin, computed, received, transport.len())
         };
         if origin == Origin::Wire && self.capture.is_some() {
             let identification = identification.unwrap_or(envelope.identification);
             self.record(&Envelope { identification, ..*envelope }, bytes, true);
         }
         identification.is_some()
+    }
+
+    /// The identification with which a packet has the ICRC that it came with.
+    #[cold]
+    fn explain(
+        &self,
+        envelope: &Envelope,
+        origin: Origin,
+        computed: Icrc,
+        received: Icrc,
+        transport_len: usize,
+    ) -> Option<u16> {
+        if origin != Origin::Wire || !envelope.from.is_ipv4() {
+            return None;
+        }
+        // What explains the difference is the difference of the identifications.
+        let difference = UnknownIdentification::explain(computed, received, transport_len)?;
+        self.counters.count(DeviceCounter::OtherIdentification);
+        Some(difference ^ envelope.identification)
     }
 }
 

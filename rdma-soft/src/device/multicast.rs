@@ -189,7 +189,10 @@ impl Device {
         self.counters.count(DeviceCounter::DatagramsReceived);
         let to = SocketAddr::new(group, ROCE_V2_PORT);
         let envelope = Envelope { from, to, traffic_class: 0, identification: 0 };
-        let Some(packet) = self.check(&envelope, Origin::Wire, bytes, None) else { return };
+        let Some(packet) = self.check(&envelope, Origin::Wire, bytes, |transport| envelope.icrc(transport))
+        else {
+            return;
+        };
         if packet.bth.dest_qp() != MULTICAST {
             return self.counters.count(DeviceCounter::DropNoQueuePair);
         }

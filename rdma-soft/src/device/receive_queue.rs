@@ -88,6 +88,7 @@ impl ReceiveRing {
     }
 
     /// Takes the oldest receive into `current`.
+    #[inline]
     pub(crate) fn pop(&mut self, current: &mut CurrentReceive) -> bool {
         if self.len == 0 {
             return false;

@@ -220,6 +220,7 @@ impl Socket {
 
     /// Receives what one call yields: one datagram, or several of one sender and one size.
     /// `None` when nothing is there.
+    #[inline]
     pub(crate) fn receive<'b>(&self, buffer: &'b mut ReceiveBuffer) -> io::Result<Option<Datagrams<'b>>> {
         let ReceiveBuffer { bytes, control, source } = buffer;
         let bytes = &mut bytes[RECEIVE_START..];
