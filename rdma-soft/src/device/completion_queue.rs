@@ -137,13 +137,17 @@ impl CompletionQueue {
         let time = if self.timestamps { now } else { Time::ZERO };
         inner.ring.push_back(Entry { completion: *completion, qp_num, time });
         self.len.store(inner.ring.len(), Ordering::Release);
+        if inner.armed == Armed::No {
+            return Pushed::Quiet;
+        }
+        self.push_armed(inner, completion, now)
+    }
+
+    /// Whether the event that the queue is armed for comes with a completion that was queued.
+    #[inline(never)]
+    fn push_armed(&self, mut inner: MutexGuard<'_, Inner>, completion: &Completion, now: Time) -> Pushed {
         let failed = completion.status != crate::proto::Status::Success;
-        let wanted = match inner.armed {
-            Armed::No => false,
-            Armed::Solicited => completion.solicited || failed,
-            Armed::Any => true,
-        };
-        if !wanted {
+        if inner.armed == Armed::Solicited && !completion.solicited && !failed {
             return Pushed::Quiet;
         }
         if inner.moderation.waits_after(inner.gathered + 1) {

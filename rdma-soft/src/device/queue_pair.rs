@@ -174,6 +174,19 @@ pub(super) struct QpHost<'a> {
     pub(super) now: Time,
 }
 
+impl QpHost<'_> {
+    /// What a completion calls for beyond its place in the queue. By itself, so that `complete` needs few registers.
+    #[inline(never)]
+    fn announce(&mut self, cq: &Arc<CompletionQueue>, pushed: Pushed, status: Status) {
+        match pushed {
+            Pushed::Quiet => {}
+            Pushed::Notify => self.wakes.add(cq),
+            Pushed::Wait(due) => self.device.wait_for_more(cq, due),
+            Pushed::Overrun { first } => self.device.note_overrun(cq, first, status),
+        }
+    }
+}
+
 impl Host for QpHost<'_> {
     fn gather(&mut self, sges: &[Sge], offset: u32, out: &mut [u8]) -> Result<(), LocalError> {
         self.device.memory.gather(self.qp.pd, sges, offset, out)
@@ -247,15 +260,14 @@ impl Host for QpHost<'_> {
     }
 
     fn complete(&mut self, completion: Completion) {
+        let qp = self.qp;
         let cq = match completion.kind {
-            CompletionKind::Send => &self.qp.send_cq,
-            CompletionKind::Receive => &self.qp.recv_cq,
+            CompletionKind::Send => &qp.send_cq,
+            CompletionKind::Receive => &qp.recv_cq,
         };
-        match cq.push(&completion, self.qp.qp_num, self.now) {
-            Pushed::Quiet => {}
-            Pushed::Notify => self.wakes.add(cq),
-            Pushed::Wait(due) => self.device.wait_for_more(cq, due),
-            Pushed::Overrun { first } => self.device.note_overrun(cq, first, completion.status),
+        let pushed = cq.push(&completion, qp.qp_num, self.now);
+        if pushed != Pushed::Quiet {
+            self.announce(cq, pushed, completion.status);
         }
     }
 
