@@ -28,13 +28,19 @@ pub(super) struct LastFound {
 }
 
 impl LastFound {
+    #[inline]
     pub(super) fn find(&mut self, device: &Device, number: Qpn) -> Option<&Arc<QueuePair>> {
         let destroyed = device.lists.destroyed.load(Ordering::Acquire);
         if self.destroyed != destroyed || self.qp.as_ref().is_none_or(|qp| qp.qp_num != number) {
-            self.destroyed = destroyed;
-            self.qp = device.queue_pairs().get(number).cloned();
+            self.look_up(device, destroyed, number);
         }
         self.qp.as_ref()
+    }
+
+    #[inline(never)]
+    fn look_up(&mut self, device: &Device, destroyed: u64, number: Qpn) {
+        self.destroyed = destroyed;
+        self.qp = device.queue_pairs().get(number).cloned();
     }
 }
 

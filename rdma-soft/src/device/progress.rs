@@ -52,6 +52,7 @@ pub(super) const TICK: u64 = 1_000_000;
 
 impl Device {
     /// Takes up to `max` completions; if there is none, does the device's work once and looks again.
+    #[inline]
     pub(crate) fn poll(
         &self,
         cq: &CompletionQueue,
