@@ -14,6 +14,9 @@ use crate::{
     wait::{BUSY_TURN, WaitMode},
 };
 
+/// Looks at the queue between two at the clock, and at what others may have found: either takes as long as a look at an adapter's queue.
+const ROUND: u64 = 8;
+
 /// One future's wait for a completion of a queue, over any number of polls.
 pub(crate) struct Waiter<'q> {
     queue: &'q Shared,
@@ -217,14 +220,17 @@ impl<'q> Waiter<'q> {
         };
         let mut spins = 0;
         let end = loop {
-            if start.elapsed() >= limit {
+            let is_round = spins % ROUND == 0;
+            if is_round && start.elapsed() >= limit {
                 break if is_busy { self.hand_over() } else { Spin::Sleep };
             }
             spins += 1;
-            std::hint::spin_loop();
+            // No pause, as a lock that is waited for has: what is found a little later is late.
             let dispatched = queue.dispatch()?;
-            // Also without a completion of this round: another thread may have dispatched ours.
-            if let Poll::Ready(value) = check(None) {
+            // Also without a completion: another thread may have dispatched ours.
+            if (dispatched > 0 || is_round)
+                && let Poll::Ready(value) = check(None)
+            {
                 break Spin::Found(value);
             }
             // Other futures were woken, probably of this thread: they have something to do, this one has not.
