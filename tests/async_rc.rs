@@ -3,12 +3,14 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use rdma_async::{Config, Ended, OperationError, WaitMode};
 use rdma_core::{PostErrorKind, RemoteAccess};
+use tokio::time::timeout;
 
+const LIMIT: Duration = Duration::from_secs(20);
 const MODES: [WaitMode; 3] = [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive];
 
 #[tokio::test]
@@ -343,6 +345,54 @@ async fn a_batch_that_fails_gives_its_buffers_back_and_counts_the_errors() {
     assert_eq!(errors.iter().map(|(_, count)| count).sum::<u64>(), 2, "{errors:?}");
     assert_eq!(errors[0].0, rdma_core::Status::REMOTE_ACCESS);
     drop(b);
+}
+
+/// What stands before a work request that is refused was posted without a completion of its own.
+#[tokio::test]
+async fn a_batch_that_is_refused_in_the_middle_ends() {
+    let domain = common::domain();
+    let region = domain.protection_domain().share(vec![0; 64], RemoteAccess::all()).unwrap();
+    let short = rdma_core::RemoteSlice { len: 1, ..region.remote() };
+    for depth in [1, 2, 8] {
+        let (a, _b) = common::pair(&domain, &Config::rc().send_depth(depth)).await;
+        for refused in 0..6 {
+            let mut batch = a.batch();
+            for i in 0..6 {
+                let mut buffer = a.pool().acquire().await;
+                buffer.set_len(8 + i);
+                batch = batch.write(buffer, if i == refused { short } else { region.remote() });
+            }
+            let (result, buffers) = timeout(LIMIT, batch.post()).await.unwrap();
+            assert!(matches!(result, Err(OperationError::Post(_))), "{result:?}");
+            let lengths = buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>();
+            assert_eq!(lengths, (8..14).collect::<Vec<_>>(), "depth {depth}, {refused} refused");
+        }
+        assert!(a.ended().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_is_dropped_half_posted_gives_its_buffers_back() {
+    let domain = common::domain();
+    let config = Config::rc().send_depth(8).wait_mode(WaitMode::Event).keep_alive(None);
+    let (a, b) = common::pair(&domain, &config).await;
+    let idle = a.pool().idle();
+    let mut batch = a.batch();
+    for _ in 0..32 {
+        batch = batch.send(a.pool().acquire().await);
+    }
+    let mut post = Box::pin(batch.post());
+    let polled = std::future::poll_fn(|cx| Poll::Ready(post.as_mut().poll(cx))).await;
+    assert!(polled.is_pending(), "the queue has not that many places");
+    drop(post);
+    let home = async {
+        while a.pool().idle() < idle {
+            a.completion_queue().dispatch().unwrap();
+            b.completion_queue().dispatch().unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(LIMIT, home).await.unwrap_or_else(|_| panic!("{} of {idle} came back", a.pool().idle()));
 }
 
 #[tokio::test]

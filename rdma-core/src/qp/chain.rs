@@ -73,6 +73,9 @@ impl QpInner {
         if count == 0 {
             return (0, refusal);
         }
+        if refusal.is_some() {
+            self.sign_last(post);
+        }
         // The vectors have stopped growing: their addresses hold.
         for i in 0..count {
             post.chain[i].sg_list = post.sges[post.links[i].sges..].as_mut_ptr();
@@ -154,6 +157,21 @@ impl QpInner {
         post.chain.push(wr);
         post.links.push(Link { slot: id.slot(), sges, unsignaled, credits, before });
         Ok(())
+    }
+
+    /// Signals the last request of the chain, with the credit that was kept for the one that ends the run: what would have done so was
+    /// refused, and may never be posted. Without it those before would complete with the next send, or never.
+    fn sign_last(&self, post: &mut PostState) {
+        let (Some(wr), Some(link)) = (post.chain.last_mut(), post.links.last_mut()) else { return };
+        if !std::mem::take(&mut link.unsignaled) {
+            return;
+        }
+        wr.send_flags |= SIGNALED;
+        link.credits -= 1;
+        self.sq.pop_unsignaled();
+        self.sq.return_credits(1);
+        post.set_unsignaled(0);
+        post.reserved = false;
     }
 
     /// Takes back the `i`th link, the last of those that remain, which the verb did not post.
