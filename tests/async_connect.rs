@@ -3,16 +3,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use rdma_async::{
-    Config, ConnectError, Ended, Listener, connect, connect_over,
+    Config, ConnectError, Connected, Ended, Listener, connect, connect_over,
     exchange::{Exchange, ExchangeError, MAX_FRAME},
 };
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -197,4 +198,60 @@ async fn a_peer_that_leaves_between_the_frames() {
     };
     let (result, ()) = tokio::join!(connect_over(left, &domain, &config), peer);
     assert!(matches!(result, Err(ConnectError::Refused { reason, .. }) if reason == "no"));
+}
+
+#[tokio::test]
+async fn several_tasks_may_close_a_connection() {
+    for depth in [1, 32] {
+        let domain = common::domain();
+        let (a, _b) = common::pair(&domain, &Config::rc().send_depth(depth)).await;
+        let a = Arc::new(a);
+        let mut closes = JoinSet::new();
+        for _ in 0..8 {
+            let a = Arc::clone(&a);
+            closes.spawn(async move {
+                a.close().await.unwrap();
+                assert_eq!(a.pool().idle(), a.pool().capacity(), "its queue pair lives");
+            });
+        }
+        timeout(LIMIT, closes.join_all()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_was_dropped_can_be_repeated() {
+    let domain = common::domain();
+    for polls in 1..8 {
+        let (a, _b) = common::pair(&domain, &Config::rc()).await;
+        let mut close = Box::pin(a.close());
+        for _ in 0..polls {
+            let polled = poll_fn(|cx| Poll::Ready(close.as_mut().poll(cx))).await;
+            if polled.is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(close);
+        timeout(LIMIT, a.close()).await.unwrap().unwrap();
+        assert_eq!(a.pool().idle(), a.pool().capacity(), "its queue pair lives, {polls} polls");
+    }
+}
+
+/// The options of a TCP socket, and the clock, have an end.
+#[tokio::test]
+async fn any_interval_of_keep_alives_will_do() {
+    async fn ends<T: Connected>(config: Config<T>) {
+        let domain = common::domain();
+        let (a, b) = common::pair(&domain, &config).await;
+        common::greet(&a, &b).await;
+        assert!(a.ended().is_none() && b.ended().is_none());
+        drop(a);
+        let end = timeout(LIMIT, b.until_ended()).await.unwrap();
+        assert!(matches!(end, Ended::ClosedByPeer), "{end}");
+    }
+    for interval in [Duration::MAX, Duration::from_secs(24 * 3600)] {
+        ends(Config::rc().keep_alive(Some(interval))).await;
+        ends(Config::uc().keep_alive(Some(interval))).await;
+    }
+    ends(Config::rc().keep_alive(Some(Duration::ZERO))).await;
 }

@@ -351,3 +351,30 @@ fn a_connection_whose_domain_lost_its_runtime_says_so() {
         });
     }
 }
+
+/// One that was made on a runtime that is gone would not hear of its peer's end.
+#[test]
+fn a_connection_whose_own_runtime_is_gone_says_so() {
+    for mode in MODES {
+        let (main, other) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+        let domain = main.block_on(async { common::domain() });
+        let config = Config::rc().wait_mode(mode).keep_alive(None);
+        let (left, right) = tokio::io::duplex(64);
+        let a = other.spawn({
+            let (domain, config) = (domain.clone(), config.clone());
+            async move { connect_over(left, &domain, &config).await.unwrap() }
+        });
+        main.block_on(async {
+            let b = connect_over(right, &domain, &config).await.unwrap();
+            let a = a.await.unwrap();
+            other.shutdown_background();
+            let received = timeout(LIMIT, a.recv()).await.unwrap();
+            assert!(
+                matches!(received, Err(OperationError::Ended(Ended::RuntimeGone))),
+                "{mode:?}: {received:?}"
+            );
+            let end = timeout(LIMIT, b.until_ended()).await.unwrap();
+            assert!(matches!(end, Ended::PeerLost { .. }), "{mode:?}: {end}");
+        });
+    }
+}

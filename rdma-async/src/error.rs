@@ -50,6 +50,12 @@ pub enum Ended {
         /// How that showed.
         reason: String,
     },
+    /// The runtime that the connection was made on is gone, and with it the task that watches over the connection.
+    #[error(
+        "the runtime that it was made on is gone, so nobody hears of the peer's end any more; make the connection on a runtime that lives \
+         as long"
+    )]
+    RuntimeGone,
     /// An operation outlived its deadline.
     #[error("an operation did not end within its deadline of {limit:?}")]
     Deadline {

@@ -9,6 +9,9 @@ use rdma_core::{
 
 use crate::{queue::CompletionQueue, wait::WaitMode};
 
+/// Looks that followed one another sooner would leave a peer no time to answer.
+const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(10);
+
 /// How a [`Connection`](crate::Connection) is set up; the type says over which transport.
 ///
 /// ```
@@ -153,7 +156,7 @@ impl<T> Config<T> {
         self
     }
 
-    /// How long the connection may be idle before it looks whether the peer still answers; 5 s unless set, `None` for
+    /// How long the connection may be idle before it looks whether the peer still answers; 5 s unless set, at least 10 ms, `None` for
     /// never.
     ///
     /// On RC the look is an RDMA write of no bytes, which the peer's device acknowledges: a peer that is gone is noticed, whether it was
@@ -163,7 +166,7 @@ impl<T> Config<T> {
     /// side that only receives and by one that only sends. What UC does not notice is a path that fails for RDMA alone, while the stream goes
     /// on: messages are lost then, and nobody is told.
     pub fn keep_alive(mut self, interval: Option<Duration>) -> Self {
-        self.keep_alive = interval;
+        self.keep_alive = interval.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
         self
     }
 }

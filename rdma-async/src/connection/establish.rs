@@ -13,7 +13,13 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Config, Connection, Peer, link::Link, listener::Turn, transport::Connected, watch::watch};
+use super::{
+    Config, Connection, Peer,
+    link::Link,
+    listener::Turn,
+    transport::Connected,
+    watch::{Guarded, watch},
+};
 use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane, trace};
 
 /// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
@@ -83,8 +89,8 @@ pub(super) async fn over_tcp<T: Connected>(
 fn prepare(stream: &TcpStream, keep_alive: Option<Duration>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let Some(interval) = keep_alive else { return Ok(()) };
-    // The option counts in seconds.
-    let interval = interval.max(Duration::from_secs(1));
+    // The options count in seconds, up to so many (Linux: MAX_TCP_KEEPIDLE).
+    let interval = interval.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
     let options = socket2::TcpKeepalive::new().with_time(interval).with_interval(interval).with_retries(3);
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_keepalive(&options)?;
@@ -154,7 +160,7 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     let link = Arc::new(connected?);
     answer.map_err(failed)?.map_err(refused)?;
     domain.watch(link.qp_num, link.lane.watched());
-    let watcher = watch(Arc::clone(&link), exchange.into_inner(), config.keep_alive);
+    let watcher = watch(Guarded(Arc::clone(&link)), exchange.into_inner(), config.keep_alive);
     let watcher = tokio::spawn(trace::watching(link.qp_num, watcher));
     let peer = Peer {
         address,

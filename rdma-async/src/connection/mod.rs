@@ -54,8 +54,8 @@ pub type UcConnection = Connection<Uc>;
 /// one that is forgotten, or kept and not polled, holds up those behind it.
 ///
 /// The connection ends with the first operation that the device fails, when the peer closes or dies, by a
-/// [deadline](Connection::with_deadline), by [`close`](Connection::close) and when it is dropped. Everything in flight
-/// resolves then with the reason, [`OperationError::Ended`], and gives its memory back.
+/// [deadline](Connection::with_deadline), by [`close`](Connection::close), when it is dropped, and with the runtime that it was made on,
+/// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its memory back.
 #[derive(Debug)]
 pub struct Connection<T: Connected> {
     link: Arc<Link<T>>,
@@ -243,7 +243,8 @@ impl<T: Connected> Connection<T> {
 
     /// Waits for what was posted, tells the peer, and destroys the queue pair. A peer that lives and posts no receives makes sends wait for
     /// as long as that lasts, and so this call: bound it by [`with_deadline`](Connection::with_deadline). Operations that start after this
-    /// one get [`Ended::Closed`]. Messages that arrived and were not received are lost.
+    /// one get [`Ended::Closed`]. Messages that arrived and were not received are lost. Several tasks may call it: each call takes its turn,
+    /// and is done when the queue pair is gone.
     ///
     /// # Errors
     ///
@@ -254,6 +255,8 @@ impl<T: Connected> Connection<T> {
     ///
     /// A dropped call leaves the connection open or closed, depending on how far it came.
     pub async fn close(&self) -> Result<(), OperationError> {
+        // Until the end: another call finds the connection closed, and its queue pair destroyed.
+        let mut watcher = self.watcher.lock().await;
         let idle = self.link.lane.lock().sends_in_flight() == 0;
         let result = match self.link.lane.why_ended() {
             Some(Ended::Closed | Ended::ClosedByPeer) => Ok(()),
@@ -266,9 +269,10 @@ impl<T: Connected> Connection<T> {
             },
         };
         self.link.lane.end(Ended::Closed);
-        if let Some(watcher) = self.watcher.lock().await.take() {
+        if let Some(task) = &mut *watcher {
             // It ends by itself in bounded time; a runtime that shuts down may cancel it.
-            let _ = watcher.await;
+            let _ = task.await;
+            *watcher = None;
         }
         result
     }

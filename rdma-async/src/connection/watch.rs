@@ -23,18 +23,28 @@ const UNANSWERED: u32 = 3;
 /// How long the end of a connection may take: the word to the peer, then the flush of what is in flight.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// A connection that somebody watches over: it does not outlive that. A runtime that shuts down drops its tasks, begun or not.
+pub(super) struct Guarded<T: Connected>(pub(super) Arc<Link<T>>);
+
+impl<T: Connected> Drop for Guarded<T> {
+    fn drop(&mut self) {
+        self.0.lane.end(Ended::RuntimeGone);
+    }
+}
+
 /// Ends the connection when the peer does, or the stream; ends itself when the connection has.
 pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
-    link: Arc<Link<T>>,
+    guarded: Guarded<T>,
     stream: S,
     keep_alive: Option<Duration>,
 ) {
+    let link = &guarded.0;
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reason = tokio::select! {
         biased;
         reason = link.lane.until_ended() => reason,
         reason = converse(&mut reader, &mut writer, keep_alive.filter(|_| !T::RELIABLE)) => reason,
-        never = probe_when_idle(&link, keep_alive) => match never {},
+        never = probe_when_idle(link, keep_alive) => match never {},
         never = publish::regularly(|| link.snapshot()) => match never {},
     };
     // What the peer sent before it left is received first.
@@ -59,7 +69,8 @@ async fn converse(
 ) -> Ended {
     let lost = |reason: String| Ended::PeerLost { reason };
     let mut unanswered = 0;
-    let mut next = interval.map(|interval| Instant::now() + interval);
+    let after = |interval: Duration| Instant::now().checked_add(interval);
+    let mut next = interval.and_then(after);
     loop {
         let mut byte = [0];
         let due = async {
@@ -86,7 +97,7 @@ async fn converse(
                     return lost(format!("it has left {UNANSWERED} questions on the stream to it unanswered: it is stopped, or the network between is gone"));
                 }
                 unanswered += 1;
-                next = interval.map(|interval| Instant::now() + interval);
+                next = interval.and_then(after);
                 THERE
             }
         };
