@@ -82,3 +82,19 @@ async fn an_event_ends_the_connection_that_it_is_fatal_to_and_reaches_every_subs
     assert!(matches!(ended, Ended::Event { .. } | Ended::Failed(_) | Ended::ClosedByPeer), "{ended}");
     assert!(a.ended().is_some());
 }
+
+/// Nobody reads the events any more: whoever waits for one is told.
+#[test]
+fn events_end_with_the_runtime_of_their_domain() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let domain = runtime.block_on(async { common::domain() });
+    let before = domain.events();
+    runtime.shutdown_background();
+    let other = tokio::runtime::Runtime::new().unwrap();
+    other.block_on(async {
+        for mut events in [before, domain.events()] {
+            let next = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
+            assert!(next.unwrap().is_none());
+        }
+    });
+}

@@ -26,7 +26,8 @@ use crate::{error::Ended, fd, lane::Watched, trace};
 const MOST: usize = 256;
 
 /// The asynchronous events of a domain's device (`man ibv_get_async_event`), from the time of [`Domain::events`](crate::Domain::events) on,
-/// as a `Stream`; or, without that trait, with [`next`](Events::next). It ends with the domain.
+/// as a `Stream`; or, without that trait, with [`next`](Events::next). It ends with the domain, or with the runtime that the domain
+/// was opened on.
 ///
 /// Every subscriber gets every event. One that leaves more than 256 of them unread misses the next ones: see
 /// [`missed`](Events::missed). What is fatal to a queue pair, or to all of them, has ended them before it comes here
@@ -38,7 +39,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event; `None` when the domain is gone.
+    /// The next event; `None` when there will be none: the domain is gone, its runtime is, or the events cannot be read.
     ///
     /// # Cancel safety
     ///
@@ -71,7 +72,23 @@ pub(crate) struct Watchman {
 #[derive(Default)]
 struct Shared {
     pairs: Mutex<HashMap<u32, Weak<dyn Watched>>>,
-    subscribers: Mutex<Vec<(mpsc::Sender<Event>, Arc<AtomicU64>)>>,
+    subscribers: Mutex<Subscribers>,
+}
+
+#[derive(Default)]
+struct Subscribers {
+    list: Vec<(mpsc::Sender<Event>, Arc<AtomicU64>)>,
+    /// Nobody reads events any more.
+    is_over: bool,
+}
+
+/// What reads the events: it ends when the task does, or is dropped with its runtime, begun or not.
+struct Reading(Arc<Shared>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Watchman {
@@ -79,10 +96,10 @@ impl Watchman {
     pub(crate) fn spawn(context: &rdma_core::Context) -> Watchman {
         let shared = Arc::new(Shared::default());
         let fd = context.events().and_then(fd::register);
-        let watch = Arc::clone(&shared);
+        let reading = Reading(Arc::clone(&shared));
         let task = tokio::spawn(async move {
             match fd {
-                Ok(fd) => watch.serve(fd).await,
+                Ok(fd) => reading.0.serve(fd).await,
                 Err(error) => trace::events_failed(&error),
             }
         });
@@ -102,7 +119,11 @@ impl Watchman {
     pub(crate) fn subscribe(&self) -> Events {
         let (sender, receiver) = mpsc::channel(MOST);
         let missed = Arc::new(AtomicU64::new(0));
-        self.shared.subscribers.lock().push((sender, Arc::clone(&missed)));
+        let mut subscribers = self.shared.subscribers.lock();
+        if !subscribers.is_over {
+            subscribers.list.push((sender, Arc::clone(&missed)));
+        }
+        drop(subscribers);
         Events { receiver, missed }
     }
 }
@@ -110,11 +131,19 @@ impl Watchman {
 impl Drop for Watchman {
     fn drop(&mut self) {
         self.task.abort();
-        self.shared.subscribers.lock().clear();
+        self.shared.close();
     }
 }
 
 impl Shared {
+    /// Ends the streams of all subscribers, and of those to come.
+    fn close(&self) {
+        let over = Subscribers { list: Vec::new(), is_over: true };
+        // They are woken outside of the lock.
+        let subscribers = std::mem::replace(&mut *self.subscribers.lock(), over);
+        drop(subscribers);
+    }
+
     async fn serve(&self, fd: AsyncFd<AsyncEvents>) {
         loop {
             let mut ready = match fd.readable().await {
@@ -135,13 +164,15 @@ impl Shared {
     fn tell(&self, event: &Event) {
         trace::event(event);
         self.end(event);
-        self.subscribers.lock().retain(|(subscriber, missed)| match subscriber.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                missed.fetch_add(1, Relaxed);
-                true
+        self.subscribers.lock().list.retain(|(subscriber, missed)| {
+            match subscriber.try_send(event.clone()) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    missed.fetch_add(1, Relaxed);
+                    true
+                }
+                Err(TrySendError::Closed(_)) => false,
             }
-            Err(TrySendError::Closed(_)) => false,
         });
     }
 
