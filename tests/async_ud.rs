@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdma_async::{OperationError, UdConfig, UdEndpoint, WaitMode};
+use rdma_async::{OperationError, UdAddress, UdConfig, UdEndpoint, WaitMode};
 use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -114,4 +114,36 @@ async fn immediate_data() {
     let (sent, received) = (a.counters(), b.counters());
     assert_eq!((sent.posted, sent.completed, sent.failed), (1, 1, 0));
     assert_eq!((received.received, received.unreadable), (1, 0));
+}
+
+#[tokio::test]
+async fn the_smallest_configuration_sends_and_receives() {
+    let domain = common::domain();
+    let mut config = UdConfig::default();
+    (config.send_depth, config.receive_depth, config.spare_buffers) = (0, 0, 0);
+    let endpoint = UdEndpoint::new(&domain, &config).unwrap();
+    let address = endpoint.address();
+    for _ in 0..3 {
+        let send = endpoint.send_to(Bytes::from_static(b"copied"), &address);
+        timeout(LIMIT, send).await.unwrap().0.unwrap();
+        assert_eq!(&timeout(LIMIT, endpoint.recv_from()).await.unwrap().unwrap()[..], b"copied");
+    }
+}
+
+/// A device takes the lower bits of a number that has too many, and reaches somebody else.
+#[tokio::test]
+async fn an_address_that_nobody_has_is_refused() {
+    let domain = common::domain();
+    let endpoint = endpoint(&domain, WaitMode::Event);
+    let own = endpoint.address();
+    for nobody in [
+        UdAddress { qp_num: own.qp_num | 1 << 24, ..own },
+        UdAddress { qp_num: u32::MAX, ..own },
+        UdAddress { service_level: 16, ..own },
+    ] {
+        let (result, message) = endpoint.send_to(Bytes::from_static(b"to nobody"), &nobody).await;
+        assert!(matches!(result, Err(OperationError::Verb(_))), "{nobody:?}: {result:?}");
+        assert_eq!(message, "to nobody");
+    }
+    assert_eq!(endpoint.counters().posted, 0);
 }

@@ -81,6 +81,15 @@ impl Handles {
         gid_index: u8,
         address: &UdAddress,
     ) -> Result<AddressHandle, Error> {
+        if address.qp_num >> 24 != 0 || address.service_level >> 4 != 0 {
+            // A device would take the lower bits, and with them another peer.
+            return Err(Error::Invalid {
+                what: format!(
+                    "no endpoint has queue pair number {:#x} and service level {}: a number has 24 bits, a level 4",
+                    address.qp_num, address.service_level
+                ),
+            });
+        }
         let path = (address.gid, address.lid, address.service_level);
         if let Some(handle) = self.made.get(&path) {
             return Ok(handle.clone());

@@ -39,11 +39,11 @@ pub struct UdConfig {
     /// The key that datagrams must carry to be received, and that those sent carry: endpoints that talk to one another have the
     /// same. The high bit is for privileged ones (IBTA vol. 1, 10.2.5).
     pub qkey: u32,
-    /// The most sends in flight; 32 unless set. More wait their turn.
+    /// The most sends in flight; 32 unless set, and at least one. More wait their turn.
     pub send_depth: u32,
-    /// The receives kept posted; 128 unless set. What arrives when none is posted is lost.
+    /// The receives kept posted; 128 unless set, and at least one. What arrives when none is posted is lost.
     pub receive_depth: u32,
-    /// Buffers of the pool on top of those that receives hold; 32 unless set.
+    /// Buffers of the pool on top of those that receives hold; 32 unless set, and at least one: copied messages pass through it.
     pub spare_buffers: usize,
     /// The device's port; 1 unless set.
     pub port: u8,
@@ -141,18 +141,19 @@ impl UdEndpoint {
             None => (None, 0),
         };
         let mtu = port.active_mtu.bytes() as usize;
+        let (send_depth, receive_depth) = (config.send_depth.max(1), config.receive_depth.max(1));
         // One more, for the signalled send that ends a run of unsignalled ones.
-        let depth = config.send_depth.saturating_add(config.receive_depth).saturating_add(1);
+        let depth = send_depth.saturating_add(receive_depth).saturating_add(1);
         let queue = domain.completion_queue(depth, config.wait_mode)?;
-        let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
+        let buffers = (receive_depth as usize).saturating_add(config.spare_buffers.max(1));
         let pool = domain.buffer_pool(buffers, GRH + mtu)?;
         let cq = &queue.shared.cq;
         let builder = domain.protection_domain().queue_pair::<Ud>(cq, cq);
-        let qp = builder.max_send(config.send_depth).max_recv(config.receive_depth).build()?;
+        let qp = builder.max_send(send_depth).max_recv(receive_depth).build()?;
         let qp = qp.init(&UdInit { port: config.port, pkey_index: 0, qkey: config.qkey })?;
         let qp = qp.rtr(&UdRtr {})?.rts(&UdRts { sq_psn: 0 })?;
         let address = UdAddress { gid, lid: port.lid, service_level: 0, qp_num: qp.num() };
-        let lane = Lane::new(&queue, pool, config.send_depth, config.receive_depth)?;
+        let lane = Lane::new(&queue, pool, send_depth, receive_depth)?;
         {
             let mut state = lane.lock();
             state.qp = Some(qp);
