@@ -55,7 +55,8 @@ pub type UcConnection = Connection<Uc>;
 ///
 /// The connection ends with the first operation that the device fails, when the peer closes or dies, by a
 /// [deadline](Connection::with_deadline), by [`close`](Connection::close), when it is dropped, and with the runtime that it was made on,
-/// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its memory back.
+/// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its
+/// memory back.
 #[derive(Debug)]
 pub struct Connection<T: Connected> {
     link: Arc<Link<T>>,
