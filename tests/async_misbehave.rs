@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdma_async::{Config, Domain, OperationError, UdConfig, UdEndpoint, WaitMode, connect_over};
+use rdma_async::{Config, Domain, Ended, OperationError, UdConfig, UdEndpoint, WaitMode, connect_over};
 use rdma_core::Device;
 use tokio::time::timeout;
 use verbs_sys::{evil, ibv_qp_state, ibv_wc_opcode, ibv_wc_status};
@@ -73,6 +73,25 @@ async fn a_datagram_queue_that_cannot_be_brought_back_ends_its_endpoint() {
     let (sent, _) =
         timeout(LIMIT, endpoint.send_to(Bytes::from("later"), &endpoint.address())).await.unwrap();
     assert!(matches!(sent, Err(OperationError::Ended(_))), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_receive_that_failed_ends_its_endpoint() {
+    let evil = evil::device();
+    let domain = domain(evil);
+    let endpoint = UdEndpoint::new(&domain, &UdConfig::default()).unwrap();
+    evil.completion.tell(|wc| {
+        if wc.opcode == ibv_wc_opcode::IBV_WC_RECV {
+            wc.status = ibv_wc_status::IBV_WC_LOC_LEN_ERR;
+        }
+    });
+    let (result, _) = endpoint.send_to(Bytes::from("too long"), &endpoint.address()).await;
+    result.unwrap();
+    let received = timeout(LIMIT, endpoint.recv_from()).await.unwrap();
+    assert!(matches!(received, Err(OperationError::Completion(_))), "{received:?}");
+    assert!(matches!(endpoint.ended(), Some(Ended::Failed(_))), "{:?}", endpoint.ended());
+    let later = timeout(LIMIT, endpoint.send_to(Bytes::from("later"), &endpoint.address())).await.unwrap();
+    assert!(matches!(later.0, Err(OperationError::Ended(_))), "{later:?}");
 }
 
 #[tokio::test]

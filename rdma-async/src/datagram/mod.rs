@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use rdma_core::{
-    Buffer, CompletionError, Error, LinkLayer, Payload, Success, WorkCompletion, WorkRequest,
+    Buffer, CompletionError, Error, LinkLayer, Opcode, Payload, Success, WorkCompletion, WorkRequest,
     qp::transport::{Ud, UdInit, UdRtr, UdRts},
 };
 
@@ -329,8 +329,8 @@ impl UdEndpoint {
         let _ = self.lane.queue.shared.dispatch();
     }
 
-    /// Its health: why it ended, or `None` while nothing is wrong. A failed send does not end it; a completion queue that cannot be read and
-    /// an asynchronous event that is fatal to the queue pair do.
+    /// Its health: why it ended, or `None` while nothing is wrong. A failed send does not end it; a failed receive, a completion queue that
+    /// cannot be read and an asynchronous event that is fatal to the queue pair do.
     #[must_use]
     pub fn ended(&self) -> Option<Ended> {
         self.lane.why_ended()
@@ -349,6 +349,11 @@ impl Owner for UdEndpoint {
         match self.lane.why_ended() {
             Some(reason) if error.is_flush() => reason.into(),
             Some(_) => error.into(),
+            // It leaves the queue pair in ERR (IBTA vol. 1, 10.3.1): nothing arrives any more.
+            None if error.opcode() == Opcode::Recv => {
+                self.lane.end(Ended::Failed(error.clone()));
+                error.into()
+            }
             None => {
                 self.recover();
                 error.into()
