@@ -9,6 +9,7 @@
 //! All connections share one completion queue in event mode: one file descriptor in tokio's epoll set, however many clients there
 //! are. The service is a line of text that comes back in capitals.
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,6 +122,8 @@ async fn serve(address: &str, options: &Options) -> Outcome {
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let (mut accepted, mut failed) = (0_u64, 0_u64);
+    // One future for the whole loop: a signal that comes between two of them would be lost.
+    let mut interrupted = pin!(tokio::signal::ctrl_c());
     loop {
         let room = connections.len() < options.limit as usize;
         tokio::select! {
@@ -133,7 +136,7 @@ async fn serve(address: &str, options: &Options) -> Outcome {
                 Err(error) => eprintln!("event_server (server): {error}"),
             },
             Some(ended) = connections.join_next() => failed += report(ended?),
-            interrupted = tokio::signal::ctrl_c() => break interrupted?,
+            interrupted = &mut interrupted => break interrupted?,
         }
     }
 

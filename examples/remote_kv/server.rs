@@ -1,5 +1,6 @@
 //! The server: applies writes, and lets its device serve the reads.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdma_async::{Config, Domain, Ended, Listener, RcConnection};
@@ -52,6 +53,8 @@ pub(crate) async fn serve(address: &str, options: &Options) -> Outcome {
 
     let mut clients = JoinSet::new();
     let mut count = 0;
+    // One future for the whole loop: a signal that comes between two of them would be lost.
+    let mut interrupted = pin!(tokio::signal::ctrl_c());
     loop {
         tokio::select! {
             accepted = options.peer.limit(listener.accept()), if count == 0 => welcome(&mut clients, &mut count, accepted?, &table, &domain)?,
@@ -61,7 +64,7 @@ pub(crate) async fn serve(address: &str, options: &Options) -> Outcome {
                     eprintln!("remote_kv (server): {error}");
                 }
             }
-            interrupted = tokio::signal::ctrl_c() => break interrupted?,
+            interrupted = &mut interrupted => break interrupted?,
         }
     }
     drop(listener);
