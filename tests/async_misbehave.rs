@@ -114,3 +114,43 @@ async fn a_queue_that_cannot_be_read_ends_what_waits() {
         timeout(LIMIT, a.recv()).await.unwrap().unwrap_err();
     }
 }
+
+/// Of a batch that the device refuses in the middle, what stands before was posted without a completion of its own.
+#[tokio::test]
+async fn a_batch_that_the_device_refuses_in_the_middle_ends() {
+    const EINVAL: i32 = 22;
+    for mode in MODES {
+        for (works, for_ever) in [(1, false), (3, false), (3, true)] {
+            let evil = evil::device();
+            let domain = domain(evil);
+            let config = Config::rc().wait_mode(mode).keep_alive(None);
+            let (left, right) = tokio::io::duplex(64);
+            let (a, b) =
+                tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+            let (a, _b) = (a.unwrap(), b.unwrap());
+            let mut batch = a.batch();
+            for length in 1..=6 {
+                let mut buffer = a.pool().acquire().await;
+                buffer.set_len(length);
+                batch = batch.send(buffer);
+            }
+            if for_ever {
+                evil.post_send.fail_after(works, EINVAL);
+            } else {
+                evil.post_send.fail_once_after(works, EINVAL);
+            }
+            let (result, buffers) = timeout(LIMIT, batch.post()).await.unwrap();
+            let error = result.unwrap_err();
+            let lengths = buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>();
+            assert_eq!(lengths, [1, 2, 3, 4, 5, 6], "{mode:?}, {error}");
+            // It goes on if the device takes what ends the run.
+            assert_eq!(a.ended().is_some(), for_ever, "{mode:?}, {error}");
+            match error {
+                OperationError::Post(_) => assert!(!for_ever, "{mode:?}"),
+                OperationError::Ended(Ended::Device { .. }) => assert!(for_ever, "{mode:?}"),
+                other => panic!("{mode:?}: {other}"),
+            }
+            evil.post_send.work();
+        }
+    }
+}

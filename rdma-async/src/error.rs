@@ -71,6 +71,12 @@ pub enum Ended {
         /// The asynchronous event.
         event: String,
     },
+    /// The device takes no more work.
+    #[error("the device takes no more work: {reason}")]
+    Device {
+        /// What the verb said.
+        reason: String,
+    },
     /// The completion queue cannot be read any more.
     #[error("the completion queue failed: {reason}")]
     Queue {

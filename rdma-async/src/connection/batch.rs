@@ -7,11 +7,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use rdma_core::{Buffer, PostErrorKind, RemoteSlice, WorkRequest};
+use rdma_core::{Buffer, Payload, PostErrorKind, RemoteSlice, WorkRequest};
 
 use super::{Connection, link::Link, transport::Connected};
 use crate::{
-    error::OperationError,
+    error::{Ended, OperationError},
     lane::{Finished, Lane, State},
     line::Ticket,
     operate::{Owner, leave, stands_behind, wake},
@@ -144,10 +144,17 @@ fn check<T: Connected>(
     let mut state = lane.lock();
     if refusal.is_none() && !requests.is_empty() && (state.ended.is_some() || state.senders.is_turn(*ticket))
     {
-        if let Err(error) = post(&mut state, lane, requests, slot)
+        let mut end_of_run = Ok(());
+        if let Err(error) = post(&mut state, lane, requests, slot, &mut end_of_run)
             && !matches!(error, OperationError::Post(PostErrorKind::QueueFull))
         {
             *refusal = Some(error);
+        }
+        if let Err(kind) = end_of_run {
+            // What is in flight ends with the queue pair.
+            drop(state);
+            lane.end(Ended::Device { reason: kind.to_string() });
+            state = lane.lock();
         }
         if refusal.is_some() || requests.is_empty() {
             let wakers = leave(&mut state, ticket);
@@ -188,12 +195,14 @@ fn check<T: Connected>(
     Poll::Pending
 }
 
-/// Posts the first of `requests` with one doorbell, as many as the send queue has places for; those that are left were not posted.
+/// Posts the first of `requests` with one doorbell, as many as the send queue has places for; those that are left were not posted. When
+/// the device takes nothing any more, `end_of_run` says why: then some of those that were posted have no completion to come.
 fn post<T: Connected>(
     state: &mut State<T>,
     lane: &Lane<T>,
     requests: &mut Vec<WorkRequest<'static, T>>,
     slot: &mut Option<u32>,
+    end_of_run: &mut Result<(), PostErrorKind>,
 ) -> Result<(), OperationError> {
     if state.ended.is_some() || state.qp.is_none() {
         return Err(state.gone());
@@ -210,7 +219,16 @@ fn post<T: Connected>(
     let Some(qp) = &state.qp else { return Err(state.gone()) };
     let before = requests.len();
     let result = qp.post_batch(requests);
-    let posted = u32::try_from(before - requests.len()).unwrap_or(u32::MAX);
+    let mut posted = u32::try_from(before - requests.len()).unwrap_or(u32::MAX);
+    if posted > 0 && matches!(result, Err(PostErrorKind::Verb { .. })) {
+        // Those before the one that the device refused complete with the next that is signalled: a write of no bytes, which goes nowhere.
+        let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
+        let end = WorkRequest::write(Payload::empty(), nowhere).id(lane.key().id(number));
+        match qp.post_send(end) {
+            Ok(()) => posted += 1,
+            Err(error) => *end_of_run = Err(error.kind),
+        }
+    }
     state.posted(number, posted);
     result.map(drop).map_err(OperationError::from)
 }

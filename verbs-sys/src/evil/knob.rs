@@ -44,6 +44,11 @@ impl Fault {
         self.set(works, u64::MAX, errno);
     }
 
+    /// The next `works` calls work, counted as by [`fail_after`](Fault::fail_after), and the one after them fails.
+    pub fn fail_once_after(&self, works: u64, errno: c_int) {
+        self.set(works, 1, errno);
+    }
+
     /// Every call works again.
     pub fn work(&self) {
         self.set(0, 0, 0);
