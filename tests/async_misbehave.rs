@@ -1,10 +1,12 @@
 //! Futures on a device that misbehaves.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdma_async::{Config, Domain, Ended, OperationError, UdConfig, UdEndpoint, WaitMode, connect_over};
+use rdma_async::{Config, Domain, Ended, OperationError, UdConfig, UdEndpoint, WaitMode};
 use rdma_core::Device;
 use tokio::time::timeout;
 use verbs_sys::{evil, ibv_qp_state, ibv_wc_opcode, ibv_wc_status};
@@ -100,10 +102,7 @@ async fn a_queue_that_cannot_be_read_ends_what_waits() {
         let evil = evil::device();
         let domain = domain(evil);
         let config = Config::rc().wait_mode(mode).keep_alive(None);
-        let (left, right) = tokio::io::duplex(64);
-        let (a, b) =
-            tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
-        let (a, _b) = (a.unwrap(), b.unwrap());
+        let (a, _b) = common::pair(&domain, &config).await;
         let mut buffer = a.pool().acquire().await;
         buffer.set_len(8);
         evil.poll_cq.fail(EIO);
@@ -124,10 +123,7 @@ async fn a_batch_that_the_device_refuses_in_the_middle_ends() {
             let evil = evil::device();
             let domain = domain(evil);
             let config = Config::rc().wait_mode(mode).keep_alive(None);
-            let (left, right) = tokio::io::duplex(64);
-            let (a, b) =
-                tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
-            let (a, _b) = (a.unwrap(), b.unwrap());
+            let (a, _b) = common::pair(&domain, &config).await;
             let mut batch = a.batch();
             for length in 1..=6 {
                 let mut buffer = a.pool().acquire().await;

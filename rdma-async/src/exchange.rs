@@ -1,7 +1,8 @@
 //! The exchange of connection data between two peers before their queue pairs can talk: framed, versioned, bounded.
 //!
 //! Both sides do the same: each sends one frame and reads one frame, at the same time, over any reliable byte
-//! stream (TCP, TLS, a Unix socket). Only a [`Listener`](crate::Listener) reads the first frame before it sends its own. A frame is a 12-byte header and a body in
+//! stream (TCP, TLS, a Unix socket). Only a [`Listener`](crate::Listener) reads the first frame before it sends its
+//! own. A frame is a 12-byte header and a body in
 //! [postcard](https://postcard.jamesmunns.com/wire-format) encoding:
 //!
 //! | bytes | content |

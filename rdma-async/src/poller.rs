@@ -48,7 +48,7 @@ impl Post {
     /// Whether the poller can be relied on by the task that asks: it runs whenever that does.
     #[inline]
     pub(crate) fn is_reliable(&self) -> bool {
-        !self.is_current_thread || Handle::try_current().is_ok_and(|here| here.id() == self.home.id())
+        !self.is_current_thread || Handle::try_current().is_ok_and(|here| self.is_reliable_at(&here))
     }
 
     /// As `is_reliable`, for a task that runs at `here`.

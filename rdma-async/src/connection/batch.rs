@@ -9,7 +9,11 @@ use std::{
 
 use rdma_core::{Buffer, Payload, PostErrorKind, RemoteSlice, WorkRequest};
 
-use super::{Connection, link::Link, transport::Connected};
+use super::{
+    Connection,
+    link::{Link, write_nowhere},
+    transport::Connected,
+};
 use crate::{
     error::{Ended, OperationError},
     lane::{Finished, Lane, State},
@@ -221,10 +225,8 @@ fn post<T: Connected>(
     let result = qp.post_batch(requests);
     let mut posted = u32::try_from(before - requests.len()).unwrap_or(u32::MAX);
     if posted > 0 && matches!(result, Err(PostErrorKind::Verb { .. })) {
-        // Those before the one that the device refused complete with the next that is signalled: a write of no bytes, which goes nowhere.
-        let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
-        let end = WorkRequest::write(Payload::empty(), nowhere).id(lane.key().id(number));
-        match qp.post_send(end) {
+        // Those before the one that the device refused complete with the next that is signalled.
+        match qp.post_send(write_nowhere(Payload::empty()).id(lane.key().id(number))) {
             Ok(()) => posted += 1,
             Err(error) => *end_of_run = Err(error.kind),
         }

@@ -11,7 +11,9 @@ use crate::{
     publish::Snapshot,
     receive::Receiver,
 };
-use rdma_core::{CompletionError, Error, QueuePair, RemoteSlice, Status, WorkRequest, qp::state::Rts};
+use rdma_core::{
+    CompletionError, Error, Payload, QueuePair, RemoteSlice, Status, WorkRequest, qp::state::Rts,
+};
 
 #[derive(Debug)]
 pub(super) struct Link<T: Connected> {
@@ -27,11 +29,9 @@ impl<T: Connected> Link<T> {
         Link { qp_num, lane }
     }
 
-    /// An RDMA write of no bytes: it changes nothing at the peer, its key is not looked at (IBTA vol. 1, 9.7.4.1.5), but on RC it is
-    /// acknowledged, and everything posted before it is done when it is.
+    /// Carries out a [`write_nowhere`]: on RC it is acknowledged, and everything posted before it is done when it is.
     pub(super) async fn probe(&self) -> Result<(), OperationError> {
-        let nowhere = RemoteSlice { addr: 0, rkey: 0, len: 0 };
-        Operate::new(self, usize::MAX, (), move |payload| WorkRequest::write(payload, nowhere)).await.0
+        Operate::new(self, usize::MAX, (), write_nowhere).await.0
     }
 
     /// Reads completions until everything in flight was flushed; after `limit` destroys the pair, which ends the rest.
@@ -107,4 +107,10 @@ impl<T: Connected> Receiver for Link<T> {
     async fn ended(&self) -> OperationError {
         self.lane.until_ended().await.into()
     }
+}
+
+/// An RDMA write of no bytes, if that is what `payload` has: it changes nothing at the peer, its key is not looked at (IBTA vol. 1,
+/// 9.7.4.1.5).
+pub(super) fn write_nowhere<T: Connected>(payload: Payload<'static>) -> WorkRequest<'static, T> {
+    WorkRequest::write(payload, RemoteSlice { addr: 0, rkey: 0, len: 0 })
 }
