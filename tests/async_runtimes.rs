@@ -149,6 +149,32 @@ fn the_runtime_of_the_poller_ends_under_load() {
     }
 }
 
+/// Nobody takes events any more: those who sleep hear of it, one or many, also of a poller that would have slept for them.
+#[test]
+fn the_runtime_of_the_domain_ends_while_futures_wait() {
+    for mode in [WaitMode::Event, WaitMode::Adaptive] {
+        for count in [1, TASKS] {
+            let (brief, lasting) = (runtime(1), runtime(2));
+            let domain = domain(&brief);
+            let queue = queue(&lasting, &domain, mode);
+            lasting.block_on(async {
+                let client = pairs(&domain, &queue, 1).await.remove(0);
+                echo(vec![Arc::clone(&client)], 10).await;
+                let mut waiting = JoinSet::new();
+                for _ in 0..count {
+                    let client = Arc::clone(&client);
+                    waiting.spawn(async move { client.recv().await.map(drop) });
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                brief.shutdown_background();
+                let ended = tokio::time::timeout(PATIENCE, waiting.join_all()).await;
+                let ended = ended.expect("told that nobody takes events");
+                assert!(ended.iter().all(Result::is_err), "{mode:?}: {ended:?}");
+            });
+        }
+    }
+}
+
 /// Whoever looks for others is dropped at any moment, also while they rely on it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn futures_that_come_and_go() {

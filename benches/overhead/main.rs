@@ -24,13 +24,16 @@ const DEPTH: u32 = 64;
 enum Operation {
     /// SEND and the receive it takes.
     Send,
+    /// The same, the receive awaited first: pending once, where it is awaited.
+    RecvFirst,
     Write,
     Read,
     FetchAdd,
 }
 
-const OPERATIONS: [(&str, Operation); 4] = [
+const OPERATIONS: [(&str, Operation); 5] = [
     ("send", Operation::Send),
+    ("recv-first", Operation::RecvFirst),
     ("write", Operation::Write),
     ("read", Operation::Read),
     ("fetch-add", Operation::FetchAdd),

@@ -35,7 +35,7 @@ fn measured(objects: &Objects, operation: Operation, iterations: u64) {
     let (output, input, remote) =
         (objects.address, objects.address + SIZE as u64, objects.address + 2 * SIZE as u64);
     let opcode = match operation {
-        Operation::Send => ibv_wr_opcode::IBV_WR_SEND,
+        Operation::Send | Operation::RecvFirst => ibv_wr_opcode::IBV_WR_SEND,
         Operation::Write => ibv_wr_opcode::IBV_WR_RDMA_WRITE,
         Operation::Read => ibv_wr_opcode::IBV_WR_RDMA_READ,
         Operation::FetchAdd => ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD,
@@ -52,7 +52,7 @@ fn measured(objects: &Objects, operation: Operation, iterations: u64) {
             ..Default::default()
         };
         match operation {
-            Operation::Send => {
+            Operation::Send | Operation::RecvFirst => {
                 let mut filled = ibv_sge { addr: input, length: LENGTH, lkey: objects.lkey };
                 let mut receive =
                     ibv_recv_wr { wr_id: 2 * i, next: ptr::null_mut(), sg_list: &raw mut filled, num_sge: 1 };
@@ -76,7 +76,7 @@ fn measured(objects: &Objects, operation: Operation, iterations: u64) {
         let mut bad = ptr::null_mut();
         // SAFETY: as above.
         assert_eq!(unsafe { ibv_post_send(objects.qp, &raw mut send, &raw mut bad) }, 0);
-        let mut missing = if operation == Operation::Send { 2 } else { 1 };
+        let mut missing = if matches!(operation, Operation::Send | Operation::RecvFirst) { 2 } else { 1 };
         while missing > 0 {
             let mut wc = [const { std::mem::MaybeUninit::<ibv_wc>::uninit() }; BATCH as usize];
             // SAFETY: a live queue, and room for `BATCH` entries.

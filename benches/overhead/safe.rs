@@ -32,7 +32,7 @@ fn set_up_and_run(device: Which, operation: Operation, iterations: u64) -> Resul
     let mut result = Ok(());
     let time = timed(|| {
         result = match operation {
-            Operation::Send => messages(&qp, &cq, input, output, iterations),
+            Operation::Send | Operation::RecvFirst => messages(&qp, &cq, input, output, iterations),
             Operation::Write => {
                 one_sided(&qp, &cq, output, iterations, |output| WorkRequest::write(output, remote))
             }

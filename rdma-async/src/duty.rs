@@ -17,8 +17,10 @@ const POLLED: usize = 2;
 const ARMED: usize = 4;
 /// The poller's runtime is gone: every future looks for itself.
 const ORPHANED: usize = 8;
+/// Nobody takes events any more: that it is armed counts for nothing.
+const UNSERVED: usize = 16;
 /// A future that waits.
-const ONE: usize = 16;
+const ONE: usize = 32;
 
 /// What a future that found nothing is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl Duty {
     #[inline]
     pub(crate) fn is_seen_to(&self) -> bool {
         let word = self.0.load(SeqCst);
-        word & (SPINS | POLLED | ARMED) != 0 && word & ORPHANED == 0
+        (word & (SPINS | POLLED) != 0 || word & (ARMED | UNSERVED) == ARMED) && word & ORPHANED == 0
     }
 
     /// Whether others wait besides the caller.
@@ -104,6 +106,21 @@ impl Duty {
     #[inline]
     pub(crate) fn count(&self) -> bool {
         self.0.fetch_add(ONE, SeqCst) & (POLLED | ORPHANED) == POLLED
+    }
+
+    /// Counts a future that found nothing, if the queue is armed: then it may be pending once its waker is registered, for whoever takes the
+    /// event dispatches, and then looks who is counted. The lock under which it found nothing is held until then.
+    #[inline]
+    pub(crate) fn rely_on_event(&self) -> bool {
+        let tells = |word| word & (ARMED | UNSERVED) == ARMED;
+        if !tells(self.0.load(SeqCst)) {
+            return false;
+        }
+        let relies = tells(self.0.fetch_add(ONE, SeqCst));
+        if !relies {
+            self.leave(false);
+        }
+        relies
     }
 
     /// Joins those who rely on the poller, if it looks and there are some.
@@ -163,6 +180,11 @@ impl Duty {
     /// The event was taken, or the queue could not be armed.
     pub(crate) fn disarm(&self) {
         self.0.fetch_and(!ARMED, SeqCst);
+    }
+
+    /// Nobody takes events any more. Those who relied on them have to be woken.
+    pub(crate) fn end_service(&self) {
+        self.change(|word| (word & !ARMED | UNSERVED, ()));
     }
 
     /// As `arm`, if somebody waits for whom nobody looks. `may_rely`: the poller runs if it is to look.

@@ -10,7 +10,8 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rdma_core::{
-    Buffer, Completion, CompletionError, Error, QueuePair, RecvRequest, Success, WorkCompletion,
+    Buffer, Completion, CompletionError, Error, Lent, PollError, QueuePair, RecvRequest, Success,
+    WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
 use tokio::sync::Notify;
@@ -21,7 +22,7 @@ use crate::{
     line::Line,
     pool::BufferPool,
     queue::CompletionQueue,
-    reader::{self, Deliver, Key, Later, Registered},
+    reader::{self, Deliver, Key, Later, Reader, Registered},
     trace,
 };
 
@@ -30,7 +31,7 @@ pub trait Carries: Transport {
     #[doc(hidden)]
     type Mail: fmt::Debug + Send + 'static;
 
-    /// Of the buffer, which shows what was received, and what the completion says.
+    /// Of the buffer, which is to show what was received, and what the completion says.
     #[doc(hidden)]
     fn mail(buffer: Buffer, success: Success<'_>, completion: &WorkCompletion) -> Self::Mail;
 }
@@ -91,12 +92,16 @@ pub(crate) struct State<T: Carries> {
     free: u32,
     /// Sends, writes, reads and atomics in flight.
     sends: u32,
-    /// Receives posted that have not completed.
-    receives: u32,
+    /// Of those that were posted, how many ended when nobody waited for them any more.
+    abandoned: u64,
     /// A buffer whose receive was not accepted.
     refused: Option<Buffer>,
-    /// Receives to post: what the queue pair has places for, less those posted and what arrived.
+    /// Receives that are posted, or to be posted, or whose message nobody has asked for yet.
+    receive_depth: u32,
+    /// Of those, how many are to be posted.
     missing: u32,
+    /// Receives that failed.
+    receives_failed: u64,
     /// The message that nobody has asked for yet, and those behind it, in order: a receive queue completes in the order of posting,
     /// which is the order in which messages arrive (IBTA vol. 1, 10.8.3.3).
     arrived: Option<T::Mail>,
@@ -111,7 +116,8 @@ pub(crate) struct State<T: Carries> {
     has_put_off: bool,
     /// So is the reader: see `reader::run`.
     has_reader_put_off: bool,
-    pub(crate) counters: ConnectionCounters,
+    /// But for what follows from the rest: see `State::counters`.
+    pub(crate) counted: ConnectionCounters,
     pub(crate) errors: Errors,
 }
 
@@ -182,9 +188,11 @@ impl<T: Carries> Lane<T> {
                 entries: Vec::with_capacity(send_depth as usize),
                 free: NONE,
                 sends: 0,
-                receives: 0,
+                abandoned: 0,
                 refused: None,
+                receive_depth,
                 missing: receive_depth,
+                receives_failed: 0,
                 arrived: None,
                 more: VecDeque::with_capacity(receive_depth as usize),
                 receive_error: None,
@@ -192,7 +200,7 @@ impl<T: Carries> Lane<T> {
                 senders: Line::default(),
                 has_put_off: false,
                 has_reader_put_off: false,
-                counters: ConnectionCounters::default(),
+                counted: ConnectionCounters::default(),
                 errors: Errors::default(),
             }),
             end: Notify::new(),
@@ -217,54 +225,72 @@ impl<T: Carries> Lane<T> {
         self.key.id(RECEIVE)
     }
 
-    /// Reads completions, for a future that holds this lane's lock: one lock less, and the future's own is found at once. Gives the
-    /// buffer of `own`, an operation of one buffer that was just posted. A queue that cannot be read shows again when the future waits.
-    /// When somebody else reads right now, they will find it. [`Lane::after`] must follow.
+    /// Reads completions, for a future that holds this lane's lock: one lock less, and the future's own is found at once. `own` is an
+    /// operation of one buffer that was just posted, and is not counted yet, or `NONE`: gives its buffer if it succeeded. A queue that cannot
+    /// be read shows again when the future waits. When somebody else reads right now, they will find it. [`Lane::after`] must follow.
     ///
     /// Not inlined: the loop needs all registers.
     #[inline(never)]
     pub(crate) fn read(&self, state: &mut State<T>, own: u32) -> Option<Buffer> {
-        let mut guard = self.queue.shared.reader.try_lock()?;
-        let reader = &mut *guard;
-        let (own_id, receive_id) = (self.key.id(own), self.receive_id());
-        let mut buffer = None;
-        for mut completion in self.queue.shared.cq.poll(&mut reader.completions).ok()? {
-            let id = completion.id();
-            if id == receive_id && completion.completion().is_success() {
-                state.arrive(completion);
-            } else if id == own_id && completion.completion().is_success() {
+        let Some(mut guard) = self.queue.shared.reader.try_lock() else {
+            state.posted_at(own);
+            return None;
+        };
+        let Reader { completions, lanes, later, .. } = &mut *guard;
+        let mut found = None;
+        let lent = self.queue.shared.cq.poll_with(completions, |offer| {
+            let number = self.key.below(offer.id());
+            if number == u64::from(RECEIVE) {
+                let (buffer, success, completion) = offer.into_parts();
+                state.arrive(buffer, success, completion);
+                if !state.receivers.is_empty() {
+                    state.has_put_off = true;
+                }
+            } else if number == u64::from(own) {
                 // It is the first: a number has one completion.
-                std::mem::forget(std::mem::replace(&mut buffer, completion.take_buffer()));
+                std::mem::forget(found.replace(offer.into_parts().0));
             } else {
-                // In an option, so that only here the completion has to be in memory.
-                self.hand_on(&reader.lanes, state, Some(completion), &mut reader.later);
+                return Some(offer);
             }
+            None
+        });
+        match lent {
+            None => match &found {
+                Some(_) => state.succeeded(own),
+                None => state.posted_at(own),
+            },
+            Some(lent) => self.hand_on(lanes, later, state, lent, (own, found.is_some())),
         }
-        if buffer.is_some() {
-            state.succeeded(own);
+        if later.any {
+            (state.has_put_off, state.has_reader_put_off) = (true, true);
         }
-        state.has_reader_put_off = reader.later.any;
-        state.has_put_off = reader.later.any | state.wants_waking();
-        buffer
+        found
     }
 
-    /// Hands on a completion that `read` did not expect.
+    /// Hands on completions that `read` did not expect.
     #[inline(never)]
     fn hand_on(
         &self,
         lanes: &[Registered],
-        state: &mut State<T>,
-        completion: Option<Completion<'_>>,
         later: &mut Later,
+        state: &mut State<T>,
+        lent: Result<Lent<'_>, PollError>,
+        (own, is_found): (u32, bool),
     ) {
-        let Some(completion) = completion else { return };
-        let id = completion.id();
-        if self.key.is_of(id) {
-            let waker = state.deliver(Key::slot(id), completion, later);
-            later.wake(waker);
+        if is_found {
+            state.succeeded(own);
         } else {
-            let none = reader::hand_over(lanes, completion, &mut std::iter::empty(), later);
-            debug_assert!(none.is_none(), "nothing followed");
+            state.posted_at(own);
+        }
+        for completion in lent.into_iter().flatten() {
+            let id = completion.id();
+            if self.key.is_of(id) {
+                let waker = state.deliver(Key::slot(id), completion, later);
+                later.wake(waker);
+            } else {
+                let none = reader::hand_over(lanes, completion, &mut std::iter::empty(), later);
+                debug_assert!(none.is_none(), "nothing followed");
+            }
         }
     }
 
@@ -311,15 +337,25 @@ impl<T: Carries> Lane<T> {
     #[inline(never)]
     fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
         state.has_put_off = false;
-        let has_reader_put_off = std::mem::take(&mut state.has_reader_put_off);
+        if state.has_reader_put_off {
+            return self.wake_all(state);
+        }
+        let waker = state.receivers.first();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    #[inline(never)]
+    fn wake_all(&self, mut state: MutexGuard<'_, State<T>>) {
+        state.has_reader_put_off = false;
         let waker = if state.has_arrived() { state.receivers.first() } else { None };
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        if has_reader_put_off {
-            reader::run(&self.queue.shared.reader);
-        }
+        reader::run(&self.queue.shared.reader);
     }
 }
 
@@ -388,14 +424,16 @@ impl<T: Carries> State<T> {
     pub(crate) fn deliver(
         &mut self,
         slot: u32,
-        completion: Completion<'_>,
+        mut completion: Completion<'_>,
         later: &mut Later,
     ) -> Option<Waker> {
         if slot != RECEIVE {
             return self.complete(slot, completion, later);
         }
-        if completion.completion().is_success() {
-            self.arrive(completion);
+        // A receive is posted with a buffer.
+        let buffer = if completion.completion().is_success() { completion.take_buffer() } else { None };
+        if let (Some(buffer), Ok(success)) = (buffer, completion.result()) {
+            self.arrive(buffer, success, completion.completion());
             self.receivers.first()
         } else {
             self.receive_failed(completion, later);
@@ -403,24 +441,14 @@ impl<T: Carries> State<T> {
         }
     }
 
-    /// A message is here that somebody waits for.
-    #[inline(always)]
-    fn wants_waking(&self) -> bool {
-        !self.receivers.is_empty() && self.arrived.is_some()
-    }
-
     /// A receive succeeded.
     #[inline(always)]
-    fn arrive(&mut self, mut completion: Completion<'_>) {
-        self.receives = self.receives.wrapping_sub(1);
-        // A receive is posted with a buffer, and that it succeeded was seen.
-        if let (Some(buffer), Ok(success)) = (completion.take_buffer(), completion.result()) {
-            let mail = T::mail(buffer, success, completion.completion());
-            if self.arrived.is_none() {
-                self.arrived = Some(mail);
-            } else {
-                self.more.push_back(mail);
-            }
+    fn arrive(&mut self, buffer: Buffer, success: Success<'_>, completion: &WorkCompletion) {
+        let mail = T::mail(buffer, success, completion);
+        if self.arrived.is_none() {
+            self.arrived = Some(mail);
+        } else {
+            self.more.push_back(mail);
         }
     }
 
@@ -433,7 +461,7 @@ impl<T: Carries> State<T> {
             }
             self.receive_error = Some(error);
         }
-        self.receives = self.receives.wrapping_sub(1);
+        self.receives_failed += 1;
         self.missing += 1;
         later.discard(completion);
         later.wake(self.receivers.all());
@@ -450,6 +478,7 @@ impl<T: Carries> State<T> {
         self.sends = self.sends.wrapping_sub(1);
         entry.left -= 1;
         if entry.ignored {
+            self.abandoned += 1;
             later.discard(completion);
             if entry.left == 0 {
                 later.discard_bytes(entry.bytes.take());
@@ -458,9 +487,9 @@ impl<T: Carries> State<T> {
             return None;
         }
         if completion.completion().is_success() {
-            self.counters.completed += 1;
+            self.counted.completed += 1;
         } else if let Err(error) = completion.result() {
-            self.counters.failed += 1;
+            self.counted.failed += 1;
             self.errors.count(error.status());
             entry.finished.failure.get_or_insert(error);
         }
@@ -475,6 +504,12 @@ impl<T: Carries> State<T> {
     }
 
     // ---- operations ----
+
+    /// An entry for an operation that is posted, or given back, before the lock is let go.
+    #[inline(always)]
+    pub(crate) fn next_entry(&mut self) -> Option<u32> {
+        if self.is_only_free { Some(ONLY) } else { self.allocate_other() }
+    }
 
     /// An entry for an operation that is about to be posted.
     #[inline(always)]
@@ -530,21 +565,27 @@ impl<T: Carries> State<T> {
     #[inline(always)]
     pub(crate) fn posted(&mut self, slot: u32, count: u32) {
         self.sends += count;
-        self.counters.posted += u64::from(count);
+        if slot == ONLY {
+            self.is_only_free = false;
+        }
         if let Some(entry) = self.entry(slot) {
             entry.left += count;
         }
     }
 
-    /// The operation of this entry, of one buffer, succeeded: the entry is free again.
+    /// The operation of this entry, if it is one, was posted.
+    #[inline(always)]
+    fn posted_at(&mut self, slot: u32) {
+        if slot != NONE {
+            self.posted(slot, 1);
+        }
+    }
+
+    /// An operation of one buffer that was just posted succeeded: its entry, which it did not use, is free still.
     #[inline(always)]
     fn succeeded(&mut self, slot: u32) {
-        self.sends -= 1;
-        self.counters.completed += 1;
-        if slot == ONLY {
-            self.only.left = 0;
-            self.is_only_free = true;
-        } else {
+        self.counted.completed += 1;
+        if slot != ONLY {
             self.release_other(slot);
         }
     }
@@ -586,20 +627,35 @@ impl<T: Carries> State<T> {
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
-        self.sends + self.receives
+        self.sends + self.receives()
+    }
+
+    /// What happened so far.
+    pub(crate) fn counters(&self) -> ConnectionCounters {
+        let ConnectionCounters { completed, failed, received, .. } = self.counted;
+        ConnectionCounters {
+            posted: completed + failed + self.abandoned + u64::from(self.sends),
+            receives_posted: received + self.receives_failed + u64::from(self.receive_depth - self.missing),
+            ..self.counted
+        }
     }
 
     // ---- receives ----
 
-    /// The next message.
+    /// The next message. In its place a receive is posted before the message is looked at: the peer may be waiting for that.
     #[inline(always)]
-    pub(crate) fn take_arrived(&mut self) -> Option<T::Mail> {
+    pub(crate) fn take_arrived(&mut self, lane: &Lane<T>) -> Option<T::Mail> {
         let mail = self.arrived.take()?;
         if !self.more.is_empty() {
             self.arrived = self.more.pop_front();
         }
-        self.missing += 1;
-        self.counters.received += 1;
+        self.counted.received += 1;
+        if self.refused.is_some() || !self.post_one(lane) {
+            self.missing += 1;
+        }
+        if self.missing > 0 {
+            self.refill(lane);
+        }
         Some(mail)
     }
 
@@ -608,39 +664,51 @@ impl<T: Carries> State<T> {
         self.arrived.is_some()
     }
 
-    /// Whether a message can still arrive without a buffer being posted.
+    /// Receives posted that have not completed.
+    fn receives(&self) -> u32 {
+        let arrived = u32::from(self.arrived.is_some()) + u32::try_from(self.more.len()).unwrap_or(u32::MAX);
+        self.receive_depth.saturating_sub(self.missing).saturating_sub(arrived)
+    }
+
+    /// Whether a message arrived, or can still arrive without a buffer being posted.
+    #[inline]
     pub(crate) fn expects(&self) -> bool {
-        self.receives > 0
+        self.missing < self.receive_depth
+    }
+
+    /// Whether there are receives to post.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.missing > 0
     }
 
     /// A receive was posted.
-    #[inline(always)]
     pub(crate) fn receive_posted(&mut self) {
-        self.receives += 1;
-        self.missing = self.missing.wrapping_sub(1);
-        self.counters.receives_posted += 1;
+        self.missing = self.missing.saturating_sub(1);
     }
 
     /// Posts receives as long as the pool has buffers and the queue room. What keeps a receive from being posted (a credit of a shared
     /// completion queue, the connection's end) shows when none is left.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn refill(&mut self, lane: &Lane<T>) {
-        let Some(qp) = &self.qp else { return };
-        if self.ended.is_some() {
-            return;
-        }
-        // A buffer that was refused is the first to be tried again: it cannot be dropped under the lock.
-        while self.missing > 0
-            && let Some(buffer) = self.refused.take().or_else(|| lane.pool.try_acquire())
-        {
-            if let Err(error) = qp.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {
-                self.refused = error.request.into_payload().into_buffers().next();
-                return;
-            }
-            self.receives += 1;
+        while self.missing > 0 && self.post_one(lane) {
             self.missing -= 1;
-            self.counters.receives_posted += 1;
         }
+    }
+
+    /// Posts a receive with a buffer of the pool, if there is one.
+    #[inline(always)]
+    fn post_one(&mut self, lane: &Lane<T>) -> bool {
+        let Some(qp) = self.qp.as_ref().filter(|_| self.ended.is_none()) else { return false };
+        let buffer = if self.refused.is_none() { lane.pool.try_acquire() } else { self.refused.take() };
+        let Some(buffer) = buffer else { return false };
+        let posted = qp.post_recv(RecvRequest::new(buffer).id(lane.receive_id()));
+        posted.map_err(|error| self.keep(error.request)).is_ok()
+    }
+
+    /// Keeps the buffer of a receive that was not accepted, the first to be tried again: it cannot be dropped under the lock.
+    #[cold]
+    fn keep(&mut self, request: RecvRequest) {
+        self.refused = request.into_payload().into_buffers().next();
     }
 
     /// Posts a receive.

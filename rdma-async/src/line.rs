@@ -41,17 +41,23 @@ impl Line {
         }
     }
 
+    /// Stands in line; gives the place.
+    #[inline]
+    pub(crate) fn stand_last(&mut self, cx: &Context<'_>) -> Ticket {
+        self.last += 1;
+        let (ticket, waker) = (self.last, Some(cx.waker().clone()));
+        match &mut self.first {
+            first @ None => *first = Some(Place { ticket, waker }),
+            Some(_) => self.rest.push_back(Place { ticket, waker }),
+        }
+        ticket
+    }
+
     /// Stands in line, or stays there, with the context's waker. Gives the waker that was there before.
     #[inline]
     pub(crate) fn stand(&mut self, ticket: &mut Ticket, cx: &Context<'_>) -> Option<Waker> {
         if *ticket == 0 {
-            self.last += 1;
-            *ticket = self.last;
-            let place = Place { ticket: self.last, waker: Some(cx.waker().clone()) };
-            match &mut self.first {
-                first @ None => *first = Some(place),
-                Some(_) => self.rest.push_back(place),
-            }
+            *ticket = self.stand_last(cx);
             return None;
         }
         let mut places = self.first.iter_mut().chain(&mut self.rest);
@@ -71,6 +77,16 @@ impl Line {
         }
         let index = self.rest.iter().position(|place| place.ticket == ticket)?;
         self.rest.remove(index)?.waker
+    }
+
+    /// As `leave` for the first one, if it was called, and nobody else stands in line.
+    #[inline]
+    pub(crate) fn leave_empty(&mut self, ticket: &mut Ticket) -> bool {
+        let is_last = self.rest.is_empty() && matches!(&self.first, Some(Place { waker: None, .. }));
+        if is_last {
+            (self.first, *ticket) = (None, 0);
+        }
+        is_last
     }
 
     /// The waker of the first one, to be called.
@@ -109,8 +125,16 @@ mod tests {
         assert!(line.leave(&mut a).is_none(), "its waker was called");
         assert!(line.is_turn(c));
         assert_eq!(line.all().count(), 1);
-        line.leave(&mut c);
+        assert!(line.leave_empty(&mut c) && c == 0);
         assert!(line.is_empty());
+        assert!(!line.leave_empty(&mut c), "it has left");
+        for ticket in [&mut a, &mut b] {
+            line.stand(ticket, &cx);
+        }
+        assert!(!line.leave_empty(&mut a), "not called");
+        assert!(line.first().is_some() && !line.leave_empty(&mut a), "not the last");
+        line.leave(&mut b);
+        assert!(line.leave_empty(&mut a) && line.is_empty());
         assert!(line.leave(&mut c).is_none());
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Operate<'c, O: Owner, S: Source, F> {
 struct Wait<'c, T: Carries, S: Source> {
     stage: Stage<'c, T, S>,
     waiter: Waiter<'c>,
+    /// How it ended; here, because a result that is returned by those who wait would be moved about by all others, too.
+    outcome: Option<Outcome<S>>,
 }
 
 enum Stage<'c, T: Carries, S: Source> {
@@ -103,7 +105,7 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         };
         let mut state = lane.lock();
         // Whoever stands in line comes first.
-        let slot = if state.senders.is_empty() && state.ended.is_none() { state.allocate() } else { None };
+        let slot = if state.senders.is_empty() && state.ended.is_none() { state.next_entry() } else { None };
         let (Some(slot), Some(qp)) = (slot, &state.qp) else {
             if let Some(slot) = slot {
                 state.release(slot);
@@ -116,11 +118,14 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
             drop(state);
             return self.not_posted(error, kept);
         }
-        state.posted(slot, 1);
-        if lane.queue.shared.duty.is_polled() {
+        let is_polled = lane.queue.shared.duty.is_polled();
+        if is_polled || !S::IS_BUFFER {
+            state.posted(slot, 1);
+        }
+        if is_polled {
             return self.rely(state, slot, kept, cx);
         }
-        let buffer = if S::IS_BUFFER { lane.read(&mut state, slot) } else { lane.read(&mut state, NONE) };
+        let buffer = lane.read(&mut state, if S::IS_BUFFER { slot } else { NONE });
         lane.after(state);
         match buffer {
             Some(buffer) => Some(S::of_buffer(kept, buffer)),
@@ -141,7 +146,7 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         let old = if waiter.joins() { state.register(slot, cx.waker()) } else { None };
         drop(state);
         drop(old);
-        *self.wait = Some(Wait { stage: Stage::Posted { slot, kept }, waiter });
+        *self.wait = Some(Wait { stage: Stage::Posted { slot, kept }, waiter, outcome: None });
         None
     }
 
@@ -149,7 +154,7 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
     #[inline(never)]
     fn wait_for(&mut self, stage: Stage<'c, O::Transport, S>) -> Option<S> {
         let waiter = Waiter::new(&self.owner.lane().queue.shared);
-        *self.wait = Some(Wait { stage, waiter });
+        *self.wait = Some(Wait { stage, waiter, outcome: None });
         None
     }
 
@@ -180,10 +185,17 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
 
     /// Not done at the first look.
     #[inline(never)]
-    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
+    fn wait(&mut self, cx: &mut Context<'_>) {
+        if let (Poll::Ready(outcome), Some(wait)) = (self.look_on(cx), &mut *self.wait) {
+            wait.outcome = Some(outcome);
+        }
+    }
+
+    #[inline]
+    fn look_on(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
         let owner = self.owner;
         // Polled again after it was done.
-        let Some(Wait { stage, waiter }) = &mut *self.wait else { return Poll::Pending };
+        let Some(Wait { stage, waiter, .. }) = &mut *self.wait else { return Poll::Pending };
         if let Stage::Memory(future) = stage {
             return future.as_mut().poll(cx);
         }
@@ -210,7 +222,8 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
 impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Operate<'c, O, S, F> {
     type Output = Outcome<S>;
 
-    #[inline]
+    /// Inlined: nearly all calls are first ones.
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
         let this = &mut *self;
         if let Some((source, request)) = this.start.take()
@@ -218,7 +231,11 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Ope
         {
             return Poll::Ready((Ok(()), source));
         }
-        this.wait(cx)
+        this.wait(cx);
+        match this.wait.as_mut().and_then(|wait| wait.outcome.take()) {
+            Some(outcome) => Poll::Ready(outcome),
+            None => Poll::Pending,
+        }
     }
 }
 
@@ -322,7 +339,7 @@ impl<O: Owner, S: Source, F> Drop for Operate<'_, O, S, F> {
 /// The future of an operation is dropped: what it posted is carried out, and nobody waits for it.
 #[inline(never)]
 fn give_up<T: Carries, S: Source>(lane: &Lane<T>, wait: Option<Wait<'_, T, S>>) {
-    let Some(Wait { stage, waiter: _waiter }) = wait else { return };
+    let Some(Wait { stage, waiter: _waiter, outcome: _outcome }) = wait else { return };
     match stage {
         Stage::Posted { slot, kept } => {
             let held = lane.lock().ignore(slot, S::bytes_of(kept));

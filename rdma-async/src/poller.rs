@@ -157,6 +157,8 @@ impl Poller {
         if since.elapsed() < limit {
             return Ok(0);
         }
+        // Those who wait meet the same error themselves.
+        queue.driver.check()?;
         let found = if queue.duty.arm() { queue.arm_and_drain()? } else { 0 };
         if found == 0 {
             // If it is not armed any more, the next round arms it again.

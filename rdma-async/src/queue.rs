@@ -226,7 +226,7 @@ impl Shared {
 
     /// Nobody takes this queue's events any more: who slept looks, and does not sleep again.
     pub(crate) fn on_last_event(&self) {
-        self.duty.disarm();
+        self.duty.end_service();
         self.wake_all();
     }
 

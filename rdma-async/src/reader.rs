@@ -54,6 +54,12 @@ impl Key {
         Key(id & !u64::from(Self::MAX_SLOT))
     }
 
+    /// What follows the key in `id`; more than any number if it is of another lane.
+    #[inline(always)]
+    pub(crate) fn below(self, id: u64) -> u64 {
+        id ^ self.0
+    }
+
     #[inline(always)]
     pub(crate) fn is_of(self, id: u64) -> bool {
         id & !u64::from(Self::MAX_SLOT) == self.0

@@ -42,54 +42,116 @@ type Starved<'c> = Pin<Box<dyn Future<Output = Result<Buffer, OperationError>> +
 /// Waits for the next message. It is taken when the future is ready: one that is dropped before takes none.
 pub(crate) struct Receive<'c, O: Receiver> {
     owner: &'c O,
-    /// After a first poll that found nothing.
+    ticket: Ticket,
+    /// After a poll that found nothing.
     /// Dropped by hand, which costs a look.
-    wait: ManuallyDrop<Option<Wait<'c>>>,
+    wait: ManuallyDrop<Option<Wait<'c, Mail<O>>>>,
 }
 
-struct Wait<'c> {
-    ticket: Ticket,
+struct Wait<'c, Mail> {
     waiter: Waiter<'c>,
     /// It allocates, because it waits for somebody to drop a message.
     starved: Option<Starved<'c>>,
+    /// What it found in the end; here, because a result that is returned by those who wait would be moved about by all others, too.
+    found: Option<Result<Mail, OperationError>>,
 }
 
 impl<'c, O: Receiver> Receive<'c, O> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(owner: &'c O) -> Self {
-        Receive { owner, wait: ManuallyDrop::new(None) }
+        Receive { owner, ticket: 0, wait: ManuallyDrop::new(None) }
     }
 
-    /// See [`Future::poll`].
-    #[inline]
+    /// See [`Future::poll`]. Inlined: most calls find a message, and are spared moving it about.
+    #[inline(always)]
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Mail<O>, OperationError>> {
-        if self.wait.is_none() {
-            let lane = self.owner.lane();
-            let mut state = lane.lock();
-            if let Some(mail) = take(lane, &mut state, 0) {
-                drop(state);
-                return Poll::Ready(Ok(mail));
+        let lane = self.owner.lane();
+        let mut state = lane.lock();
+        match take(lane, &mut state, self.ticket) {
+            Some(mail) => {
+                if self.wait.is_some() {
+                    self.end(state);
+                }
+                Poll::Ready(Ok(mail))
             }
-            return self.begin(state, cx);
+            None => {
+                self.look_on(state, cx);
+                match self.wait.as_mut().and_then(|wait| wait.found.take()) {
+                    Some(result) => Poll::Ready(result),
+                    None => Poll::Pending,
+                }
+            }
         }
-        self.wait(cx)
+    }
+
+    /// Not found at the first look.
+    #[inline(never)]
+    fn look_on(&mut self, mut state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+        if self.wait.is_none() {
+            if state.receive_error.is_none()
+                && state.expects()
+                && let Some(waiter) = Waiter::asleep(&self.owner.lane().queue.shared)
+            {
+                // There is nothing to drop before.
+                self.wait = ManuallyDrop::new(Some(Wait { waiter, starved: None, found: None }));
+                self.ticket = state.receivers.stand_last(cx);
+                return;
+            }
+            self.begin(state, cx);
+        } else {
+            drop(state);
+            self.go_on(cx);
+        }
+    }
+
+    /// It has a message, because it came first, and waits no longer.
+    #[inline(never)]
+    fn end(&mut self, mut state: MutexGuard<'_, State<O::Transport>>) {
+        if state.receivers.leave_empty(&mut self.ticket) {
+            drop(state);
+        } else {
+            leave(state, &mut self.ticket);
+        }
+        if let Some(wait) = &mut *self.wait {
+            wait.waiter.found();
+            wait.starved = None;
+        }
+        // What is left need not be dropped.
+        self.wait = ManuallyDrop::new(None);
     }
 
     /// The first poll found nothing.
     #[inline(never)]
-    fn begin(
+    fn begin(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+        let result = self.try_begin(state, cx);
+        self.set(result);
+    }
+
+    /// A later poll found nothing.
+    #[inline(never)]
+    fn go_on(&mut self, cx: &mut Context<'_>) {
+        let result = self.wait(cx);
+        self.set(result);
+    }
+
+    fn set(&mut self, result: Poll<Result<Mail<O>, OperationError>>) {
+        if let (Poll::Ready(result), Some(wait)) = (result, &mut *self.wait) {
+            wait.found = Some(result);
+        }
+    }
+
+    fn try_begin(
         &mut self,
         mut state: MutexGuard<'c, State<O::Transport>>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Mail<O>, OperationError>> {
         let lane = self.owner.lane();
         let waiter = Waiter::new(&lane.queue.shared);
-        let wait = self.wait.insert(Wait { ticket: 0, waiter, starved: None });
+        let wait = self.wait.insert(Wait { waiter, starved: None, found: None });
         if wait.waiter.joins() {
             if state.receive_error.is_none() && state.expects() {
-                let old = state.receivers.stand(&mut wait.ticket, cx);
+                self.ticket = state.receivers.stand_last(cx);
                 drop(state);
-                drop(old);
                 if wait.waiter.has_joined() {
                     return Poll::Pending;
                 }
@@ -103,9 +165,8 @@ impl<'c, O: Receiver> Receive<'c, O> {
                 return Poll::Ready(Ok(mail));
             }
             if state.receive_error.is_none() && state.expects() {
-                let old = state.receivers.stand(&mut wait.ticket, cx);
+                self.ticket = state.receivers.stand_last(cx);
                 lane.after(state);
-                drop(old);
                 if let Ok(true) = wait.waiter.sleep() {
                     return Poll::Pending;
                 }
@@ -118,36 +179,29 @@ impl<'c, O: Receiver> Receive<'c, O> {
         self.wait(cx)
     }
 
-    #[inline(never)]
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<Mail<O>, OperationError>> {
         let (owner, lane) = (self.owner, self.owner.lane());
         let Some(wait) = &mut *self.wait else { return Poll::Pending };
-        if wait.starved.is_none() {
-            let mut state = lane.lock();
-            if let Some(mail) = take(lane, &mut state, wait.ticket) {
-                leave(state, &mut wait.ticket);
-                wait.waiter.found();
-                return Poll::Ready(Ok(mail));
-            }
+        let result = std::task::ready!(wait.poll(owner, &mut self.ticket, cx));
+        if self.ticket != 0 {
+            leave(lane.lock(), &mut self.ticket);
         }
-        let result = std::task::ready!(wait.poll(owner, cx));
-        wait.leave(lane);
         Poll::Ready(result)
     }
 }
 
-impl<'c> Wait<'c> {
+impl<'c, M> Wait<'c, M> {
     fn poll<O: Receiver>(
         &mut self,
         owner: &'c O,
+        ticket: &mut Ticket,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Mail<O>, OperationError>> {
         let mut starved = self.starved.is_some();
         loop {
             if starved {
-                std::task::ready!(self.poll_starved(owner, cx))?;
+                std::task::ready!(self.poll_starved(owner, ticket, cx))?;
             }
-            let ticket = &mut self.ticket;
             let found = self.waiter.poll(cx, |cx| look(owner, ticket, cx));
             match std::task::ready!(found) {
                 Ok(Found::Mail(mail)) => return Poll::Ready(Ok(mail)),
@@ -163,6 +217,7 @@ impl<'c> Wait<'c> {
     fn poll_starved<O: Receiver>(
         &mut self,
         owner: &'c O,
+        ticket: &mut Ticket,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), OperationError>> {
         let lane = owner.lane();
@@ -177,50 +232,49 @@ impl<'c> Wait<'c> {
         });
         let Poll::Ready(buffer) = starved.as_mut().poll(cx) else {
             // Others come after this one, though it has not met a receive to wait for.
-            let old = lane.lock().receivers.stand(&mut self.ticket, cx);
+            let old = lane.lock().receivers.stand(ticket, cx);
             drop(old);
             return Poll::Pending;
         };
         self.starved = None;
-        let posted = lane.lock().post_recv(lane, buffer?);
-        Poll::Ready(posted.map_err(|(error, _buffer)| error))
-    }
-
-    /// Leaves the line, if it stands there.
-    fn leave<T: Carries>(&mut self, lane: &Lane<T>) {
-        if self.ticket != 0 {
-            leave(lane.lock(), &mut self.ticket);
+        let buffer = buffer?;
+        let mut state = lane.lock();
+        if !state.is_missing() {
+            // Others that starved had more luck; the buffer goes back once the lock is gone.
+            drop(state);
+            return Poll::Ready(Ok(()));
         }
+        let posted = state.post_recv(lane, buffer);
+        drop(state);
+        Poll::Ready(posted.map_err(|(error, _buffer)| error))
     }
 }
 
 impl<O: Receiver> Drop for Receive<'_, O> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if self.wait.is_some() {
-            give_up(self.owner.lane(), self.wait.take());
+            give_up(self.owner.lane(), self.ticket, self.wait.take());
         }
     }
 }
 
 /// The future is dropped.
 #[inline(never)]
-fn give_up<T: Carries>(lane: &Lane<T>, wait: Option<Wait<'_>>) {
-    if let Some(mut wait) = wait {
-        wait.leave(lane);
+fn give_up<T: Carries>(lane: &Lane<T>, mut ticket: Ticket, wait: Option<Wait<'_, T::Mail>>) {
+    if ticket != 0 {
+        leave(lane.lock(), &mut ticket);
     }
+    drop(wait);
 }
 
-/// Takes what arrived, if it is the turn of the future with `ticket`, and posts the next receive before it is looked at: the peer may be
-/// waiting for that.
+/// Takes what arrived, if it is the turn of the future with `ticket`.
 #[inline(always)]
 fn take<T: Carries>(lane: &Lane<T>, state: &mut State<T>, ticket: Ticket) -> Option<T::Mail> {
     if !state.receivers.is_turn(ticket) {
         return None;
     }
-    let mail = state.take_arrived()?;
-    state.refill(lane);
-    Some(mail)
+    state.take_arrived(lane)
 }
 
 /// Leaves the line, if it stands there, and wakes the next one if there is something for it.

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use rdma_core::{Buffer, Payload, SharedSlice};
 
-use crate::{message::Message, pool::BufferPool};
+use crate::{
+    message::{Message, Note},
+    pool::BufferPool,
+};
 
 /// What an operation sends: a [`Buffer`], a list of buffers that are gathered (`[Buffer; N]`, `Vec<Buffer>`), a
 /// [`Message`], a [`SharedSlice`], or [`Bytes`]. It comes back with the result. Sealed.
@@ -134,7 +137,7 @@ impl sealed::Source for Vec<Buffer> {
 
 impl sealed::Source for Message {
     /// What came with it.
-    type Kept = (Option<u32>, Option<u32>);
+    type Kept = Note;
 
     #[inline]
     fn len(&self) -> usize {
@@ -143,19 +146,19 @@ impl sealed::Source for Message {
 
     #[inline]
     fn split(self, _: &BufferPool) -> Result<(Payload<'static>, Self::Kept), Self> {
-        let Message { buffer, imm, written } = self;
-        Ok((buffer.into(), (imm, written)))
+        let Message { buffer, note } = self;
+        Ok((buffer.into(), note))
     }
 
-    fn rejoin((imm, written): Self::Kept, mut buffers: impl Iterator<Item = Buffer>) -> Self {
-        Message { buffer: next(&mut buffers), imm, written }
+    fn rejoin(note: Note, mut buffers: impl Iterator<Item = Buffer>) -> Self {
+        Message { buffer: next(&mut buffers), note }
     }
 
     const IS_BUFFER: bool = true;
 
     #[inline]
-    fn of_buffer((imm, written): Self::Kept, buffer: Buffer) -> Self {
-        Message { buffer, imm, written }
+    fn of_buffer(note: Note, buffer: Buffer) -> Self {
+        Message { buffer, note }
     }
 }
 

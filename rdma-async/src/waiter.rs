@@ -147,6 +147,16 @@ impl<'q> Waiter<'q> {
         self.fall_asleep()
     }
 
+    /// One that sleeps, because the queue is armed: its waker is to be registered under the lock under which nothing was found.
+    #[inline]
+    pub(crate) fn asleep(queue: &'q Shared) -> Option<Self> {
+        if queue.mode != WaitMode::Event || !queue.duty.rely_on_event() {
+            return None;
+        }
+        queue.statistics.sleeps.fetch_add(1, Relaxed);
+        Some(Waiter { queue, since: None, is_counted: true, spins: false, has_joined: false })
+    }
+
     /// Joins those who rely on the poller, if it looks: then the waker is to be registered. For a future that does not count yet.
     #[inline]
     pub(crate) fn joins(&mut self) -> bool {

@@ -48,6 +48,8 @@ pub use cq::{
     Completion, CompletionChannel, CompletionClock, CompletionError, CompletionQueue, CompletionQueueBuilder,
     Completions, Notify, Opcode, PollError, Status, Success, WorkCompletion,
 };
+#[doc(hidden)]
+pub use cq::{Lent, Offer};
 pub use device::{AtomicCapability, Choice, Device, DeviceAttributes, OdpCapabilities, Provider};
 pub(crate) use error::leak;
 pub use error::{Error, leaks};

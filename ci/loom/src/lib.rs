@@ -39,12 +39,22 @@ struct Queue {
     /// The poller is called when it is asleep, and looks at the duty before it sleeps.
     is_asleep: Mutex<bool>,
     done: AtomicUsize,
-    /// Those who wait spin by turns; otherwise they sleep at once.
-    is_busy: bool,
+    mode: Mode,
+}
+
+/// How those who wait do it.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// They sleep without a look.
+    Event,
+    /// They look once, then sleep.
+    Adaptive,
+    /// They spin by turns.
+    Busy,
 }
 
 impl Queue {
-    fn new(is_busy: bool) -> Arc<Queue> {
+    fn new(mode: Mode) -> Arc<Queue> {
         Arc::new(Queue {
             duty: Duty::new(),
             completions: AtomicUsize::new(0),
@@ -54,7 +64,7 @@ impl Queue {
             poller: Notify::new(),
             is_asleep: Mutex::new(false),
             done: AtomicUsize::new(0),
-            is_busy,
+            mode,
         })
     }
 
@@ -94,7 +104,12 @@ impl Queue {
     fn wait(&self, i: usize) {
         let mut is_counted = false;
         loop {
-            match self.poll(i, &mut is_counted) {
+            let polled = if self.mode == Mode::Event {
+                self.poll_asleep(i, &mut is_counted)
+            } else {
+                self.poll(i, &mut is_counted)
+            };
+            match polled {
                 Polled::Ready => break,
                 Polled::Pending => self.wakers[i].wait(),
                 Polled::Yield => thread::yield_now(),
@@ -119,7 +134,7 @@ impl Queue {
             return if *is_counted { self.found(false) } else { Polled::Ready };
         }
         loop {
-            let role = self.duty.enter(*is_counted, self.is_busy, || true);
+            let role = self.duty.enter(*is_counted, self.mode == Mode::Busy, || true);
             *is_counted = true;
             let mut spins = false;
             match role {
@@ -129,7 +144,7 @@ impl Queue {
                     if self.check(i, false) {
                         return self.found(true);
                     }
-                    if self.is_busy || dispatched > 0 && self.duty.has_others() {
+                    if self.mode == Mode::Busy || dispatched > 0 && self.duty.has_others() {
                         match self.duty.hand_over() {
                             None => return Polled::Yield,
                             Some(is_to_call) => {
@@ -164,6 +179,43 @@ impl Queue {
         Polled::Pending
     }
 
+    fn poll_asleep(&self, i: usize, is_counted: &mut bool) -> Polled {
+        let mut places = self.places.lock().unwrap();
+        if places[i].is_ready {
+            drop(places);
+            return if *is_counted { self.found(false) } else { Polled::Ready };
+        }
+        if !*is_counted && self.duty.rely_on_event() {
+            (places[i].has_waker, *is_counted) = (true, true);
+            return Polled::Pending;
+        }
+        drop(places);
+        loop {
+            let relies = if *is_counted {
+                self.duty.is_polled() && self.duty.is_seen_to()
+            } else {
+                *is_counted = true;
+                self.duty.count()
+            };
+            if self.check(i, true) {
+                return self.found(false);
+            }
+            if !relies {
+                break;
+            }
+            if self.duty.is_seen_to() {
+                return Polled::Pending;
+            }
+        }
+        if self.duty.sleep(false) {
+            self.arm_and_drain();
+            if self.check(i, true) {
+                return self.found(false);
+            }
+        }
+        Polled::Pending
+    }
+
     /// The poller's task.
     fn serve(&self) {
         while self.done.load(SeqCst) < FUTURES {
@@ -176,7 +228,7 @@ impl Queue {
                 }
                 continue;
             }
-            if self.dispatch() > 0 || self.is_busy {
+            if self.dispatch() > 0 || self.mode == Mode::Busy {
                 thread::yield_now();
                 continue;
             }
@@ -223,8 +275,8 @@ fn model(run: impl Fn() + Sync + Send + Clone + 'static) {
     builder.check(run);
 }
 
-fn everybody_is_served(is_busy: bool) {
-    let queue = Queue::new(is_busy);
+fn everybody_is_served(mode: Mode) {
+    let queue = Queue::new(mode);
     let spawn = |run: fn(&Queue)| {
         let queue = Arc::clone(&queue);
         thread::spawn(move || run(&queue))
@@ -242,11 +294,16 @@ fn everybody_is_served(is_busy: bool) {
 }
 
 #[test]
-fn loom_asleep() {
-    model(|| everybody_is_served(false));
+fn loom_event() {
+    model(|| everybody_is_served(Mode::Event));
+}
+
+#[test]
+fn loom_adaptive() {
+    model(|| everybody_is_served(Mode::Adaptive));
 }
 
 #[test]
 fn loom_busy() {
-    model(|| everybody_is_served(true));
+    model(|| everybody_is_served(Mode::Busy));
 }

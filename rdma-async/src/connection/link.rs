@@ -52,14 +52,14 @@ impl<T: Connected> Link<T> {
     }
 
     pub(super) fn counters(&self) -> ConnectionCounters {
-        self.lane.lock().counters
+        self.lane.lock().counters()
     }
 
     /// Counts a keep-alive, if nothing happened since `before` and nothing is in flight.
     pub(super) fn count_keep_alive(&self, before: ConnectionCounters) -> bool {
         let mut state = self.lane.lock();
-        let is_idle = state.counters == before && state.sends_in_flight() == 0;
-        state.counters.keep_alives += u64::from(is_idle);
+        let is_idle = state.counters() == before && state.sends_in_flight() == 0;
+        state.counted.keep_alives += u64::from(is_idle);
         is_idle
     }
 

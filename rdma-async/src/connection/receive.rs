@@ -24,7 +24,7 @@ impl<'c, T: Connected> Recv<'c, T> {
 impl<T: Connected> Future for Recv<'_, T> {
     type Output = Result<Message, OperationError>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.poll(cx)
     }

@@ -8,7 +8,10 @@ use rdma_core::{
     },
 };
 
-use crate::{lane::Carries, message::Message};
+use crate::{
+    lane::Carries,
+    message::{Message, Note},
+};
 
 /// A transport that connects two queue pairs: [`Rc`] or [`Uc`]. Sealed.
 pub trait Connected:
@@ -44,12 +47,13 @@ macro_rules! connected {
 
             #[inline(always)]
             fn mail(mut buffer: Buffer, success: Success<'_>, _: &WorkCompletion) -> Message {
-                let mut written = None;
-                if success.is_write_with_imm() {
-                    written = Some(u32::try_from(success.len()).unwrap_or(u32::MAX));
-                    buffer.truncate(0);
+                if success.is_plain_message() {
+                    buffer.truncate(success.len());
+                    return Message { buffer, note: Note::NOTHING };
                 }
-                Message { buffer, imm: success.imm(), written }
+                // An RDMA write with immediate consumes a receive without touching its buffer.
+                buffer.truncate(if success.is_write_with_imm() { 0 } else { success.len() });
+                Message { buffer, note: Note::of(success) }
             }
         }
 

@@ -106,7 +106,8 @@ pub struct Arrival {
 impl Carries for Ud {
     type Mail = Arrival;
 
-    fn mail(buffer: Buffer, _: Success<'_>, completion: &WorkCompletion) -> Arrival {
+    fn mail(mut buffer: Buffer, success: Success<'_>, completion: &WorkCompletion) -> Arrival {
+        buffer.truncate(success.len());
         Arrival { buffer, completion: *completion }
     }
 }
@@ -284,7 +285,7 @@ impl UdEndpoint {
     /// What happened on this endpoint so far.
     #[must_use]
     pub fn counters(&self) -> UdCounters {
-        let lane = self.lane.lock().counters;
+        let lane = self.lane.lock().counters();
         let Tables { unreadable, recovered, .. } = *self.tables();
         UdCounters {
             posted: lane.posted,

@@ -275,6 +275,16 @@ impl Success<'_> {
         self.completion.wc.opcode == ibv_wc_opcode::IBV_WC_RECV_RDMA_WITH_IMM
     }
 
+    /// Of a receive: whether nothing came with it but the message. (Whether it was one that [`is_write_with_imm`](Success::is_write_with_imm),
+    /// or has [immediate data](Success::imm), is then no question.)
+    #[doc(hidden)]
+    #[must_use]
+    #[inline(always)]
+    pub fn is_plain_message(&self) -> bool {
+        let wc = &self.completion.wc;
+        wc.opcode == ibv_wc_opcode::IBV_WC_RECV && wc.wc_flags & ibv_wc_flags::IBV_WC_WITH_IMM.0 == 0
+    }
+
     /// Whether the first 40 bytes of a UD receive are a Global Routing Header.
     #[must_use]
     #[inline]

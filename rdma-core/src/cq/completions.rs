@@ -96,21 +96,80 @@ impl Completions {
         n - left
     }
 
+    /// As `lend_simple`, but offers each to `take`, and lends from the first one on that it gives back. `None` if it took all, otherwise how
+    /// many it took, and how many were simple.
+    #[inline(always)]
+    pub(super) fn offer_simple<'q>(
+        &mut self,
+        n: usize,
+        mut claim: impl FnMut(&ibv_wc) -> Option<SimpleSlot<'q, SlotPayload>>,
+        mut take: impl for<'o> FnMut(Offer<'o>) -> Option<Offer<'o>>,
+    ) -> Option<(usize, usize)> {
+        let n = n.min(BATCH);
+        let mut wc: *mut WorkCompletion = (&raw mut *self).cast();
+        let mut left = n;
+        while left > 0 {
+            // SAFETY: one of ours.
+            let Some(slot) = claim(unsafe { (*wc).raw() }) else { return Some((n - left, n - left)) };
+            // SAFETY: claimed as simple, and given up.
+            let (id, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
+            slot.release();
+            // SAFETY: one of ours; nothing writes it before `take` returns.
+            let offer = Offer { id, buffer, completion: unsafe { &*wc } };
+            if let Some(Offer { id, buffer, .. }) = take(offer) {
+                return Some(self.lend_from(n - left, n, id, buffer, claim));
+            }
+            wc = wc.wrapping_add(1);
+            left -= 1;
+        }
+        None
+    }
+
+    /// Lends a completion, and those behind it. Gives its place, and how many completions are simple.
+    #[inline(never)]
+    fn lend_from<'q>(
+        &mut self,
+        place: usize,
+        n: usize,
+        id: u64,
+        buffer: Buffer,
+        mut claim: impl FnMut(&ibv_wc) -> Option<SimpleSlot<'q, SlotPayload>>,
+    ) -> (usize, usize) {
+        self.items[place].write(Item { id, buffer, padding: [MaybeUninit::uninit(); 4] });
+        let mut simple = place + 1;
+        for wc in &self.wcs[simple..n] {
+            let Some(slot) = claim(wc.raw()) else { break };
+            // SAFETY: claimed as simple, and given up.
+            let (id, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
+            slot.release();
+            self.items[simple].write(Item { id, buffer, padding: [MaybeUninit::uninit(); 4] });
+            simple += 1;
+        }
+        (place, simple)
+    }
+
     /// What the verb wrote, and what is listed of the last lot.
     pub(super) fn parts(&mut self) -> (&mut [WorkCompletion; BATCH], &mut Vec<Parked>) {
         (&mut self.wcs, &mut self.listed)
     }
 
-    /// Hands a lot out.
+    /// Hands a lot out, but for the first `taken` of it.
     ///
     /// # Safety
     ///
-    /// The last poll gave it, and it is handed out once.
+    /// The last poll gave it, and it is handed out once; of the simple ones, `taken` at most, the first were taken.
     #[inline(always)]
-    pub(super) unsafe fn lend(&mut self, lot: Lot) -> Lent<'_> {
+    pub(super) unsafe fn lend(&mut self, lot: Lot, taken: usize) -> Lent<'_> {
         let (listed, listed_left) =
             if lot.is_listed { self.lend_listed() } else { (std::ptr::null_mut(), 0) };
-        Lent { wc: (&raw mut *self).cast(), left: lot.simple, listed, listed_left, storage: PhantomData }
+        let first: *mut WorkCompletion = (&raw mut *self).cast();
+        Lent {
+            wc: first.wrapping_add(taken),
+            left: lot.simple - taken,
+            listed,
+            listed_left,
+            storage: PhantomData,
+        }
     }
 
     #[cold]
@@ -133,7 +192,7 @@ impl fmt::Debug for Completions {
 }
 
 /// The completions of one poll. Buffers that nobody takes are dropped with their completion, or with this.
-pub(super) struct Lent<'c> {
+pub struct Lent<'c> {
     /// The next of those of one buffer, of which so many are `left`.
     wc: *mut WorkCompletion,
     left: usize,
@@ -184,6 +243,12 @@ impl<'c> Iterator for Lent<'c> {
 
 impl ExactSizeIterator for Lent<'_> {}
 
+impl fmt::Debug for Lent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lent").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
 impl FusedIterator for Lent<'_> {}
 
 impl Drop for Lent<'_> {
@@ -201,6 +266,39 @@ impl Drop for Lent<'_> {
 #[inline(never)]
 fn drop_rest(lent: Lent<'_>) {
     lent.for_each(drop);
+}
+
+/// A success of a work request of one buffer, on offer to a driver: see
+/// [`CompletionQueue::poll_with`](crate::CompletionQueue::poll_with).
+pub struct Offer<'o> {
+    id: u64,
+    buffer: Buffer,
+    completion: &'o WorkCompletion,
+}
+
+impl<'o> Offer<'o> {
+    /// The number given to the work request.
+    #[must_use]
+    #[inline(always)]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The buffer as it was posted, and what the completion says.
+    #[must_use]
+    #[inline(always)]
+    pub fn into_parts(self) -> (Buffer, Success<'o>, &'o WorkCompletion) {
+        (self.buffer, self.completion.as_success(), self.completion)
+    }
+}
+
+impl fmt::Debug for Offer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offer")
+            .field("id", &self.id)
+            .field("completion", self.completion)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A completion of a work request that was posted with `post_*`: what it says, and its buffers, which are dropped with it unless

@@ -19,7 +19,7 @@ use verbs_sys::{ibv_cq, ibv_cq_attr_mask, ibv_moderate_cq, ibv_modify_cq_attr, i
 pub(crate) use channel::ChannelInner;
 pub use channel::CompletionChannel;
 pub use completion::{Opcode, Success, WorkCompletion};
-pub use completions::{Completion, Completions};
+pub use completions::{Completion, Completions, Lent, Offer};
 pub use extended::CompletionClock;
 use extended::{Extended, Wanted};
 pub use poll::PollError;
@@ -390,7 +390,28 @@ impl CompletionQueue {
     ) -> Result<impl ExactSizeIterator<Item = Completion<'c>> + use<'c>, PollError> {
         let lot = self.inner.poll_into(completions)?;
         // SAFETY: just polled.
-        Ok(unsafe { completions.lend(lot) })
+        Ok(unsafe { completions.lend(lot, 0) })
+    }
+
+    /// As [`poll`](CompletionQueue::poll), but offers successes of one buffer to `take` first, in order; the first one that it gives back is
+    /// lent with all that follow. `None` if it took all. For a driver: one that knows at once where a completion belongs saves storing it.
+    ///
+    /// `take` is called with this queue locked: it must not use the queue, nor drop a buffer that has a [home](crate::BufferHome). If it
+    /// panics, completions that it was not offered yet are those of operations that never end.
+    ///
+    /// # Errors
+    ///
+    /// As [`poll`](CompletionQueue::poll).
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn poll_with<'c>(
+        &self,
+        completions: &'c mut Completions,
+        take: impl for<'o> FnMut(Offer<'o>) -> Option<Offer<'o>>,
+    ) -> Option<Result<Lent<'c>, PollError>> {
+        let result = self.inner.offer_into(completions, take)?;
+        // SAFETY: just polled, and so many were taken.
+        Some(result.map(|(taken, lot)| unsafe { completions.lend(lot, taken) }))
     }
 
     /// Polls once and lends nothing: completions of operations go to their owners, others wait for

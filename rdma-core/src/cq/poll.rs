@@ -8,10 +8,10 @@ use std::task::Waker;
 use verbs_sys::{ibv_wc, ibv_wc_status};
 
 use super::completion::STAMPED;
-use super::completions::Lot;
+use super::completions::{Lot, Offer};
 use super::extended::Batch;
 use super::{Completions, CqInner, CqState, WorkCompletion};
-use crate::inflight::{Held, HeldList, Keep, Taken, WorkQueue, WrId};
+use crate::inflight::{Held, HeldList, Keep, SimpleSlot, SlotPayload, Taken, WorkQueue, WrId};
 use parking_lot::MutexGuard;
 
 /// Completions read by one call of the verb.
@@ -165,18 +165,56 @@ impl CqInner {
         Ok(Lot { simple, is_listed: false })
     }
 
+    /// Polls once and offers to `take`, one after the other; `None` if that took all, otherwise how many it took, and what is lent.
+    #[inline(always)]
+    pub(crate) fn offer_into(
+        &self,
+        out: &mut Completions,
+        take: impl for<'o> FnMut(Offer<'o>) -> Option<Offer<'o>>,
+    ) -> Option<Result<(usize, Lot), PollError>> {
+        let guard = self.lock_state();
+        // SAFETY: as in `poll_into`.
+        let n = unsafe { self.read_raw(out.landing()) };
+        let (taken, simple) =
+            if guard.is_plain && n <= BATCH { out.offer_simple(n, self.simple(), take)? } else { (0, 0) };
+        Some(self.lend_rest(guard, out, taken, simple, n))
+    }
+
+    /// Lends what `offer_into` could not hand out at once.
+    #[inline(never)]
+    fn lend_rest(
+        &self,
+        guard: MutexGuard<'_, CqState>,
+        out: &mut Completions,
+        taken: usize,
+        simple: usize,
+        n: usize,
+    ) -> Result<(usize, Lot), PollError> {
+        if guard.is_plain && simple == n {
+            return Ok((taken, Lot { simple, is_listed: false }));
+        }
+        let lot = Result::from(self.lend_any(guard, out, simple, n))?;
+        Ok((taken, lot))
+    }
+
     /// Lends the first of `n` completions, as long as they are simple; gives how many. The caller holds the lock.
     #[inline(always)]
     fn lend_simple(&self, out: &mut Completions, n: usize) -> usize {
+        out.lend_simple(n, self.simple())
+    }
+
+    /// Gives the slot of a completion that is a success, and simple. The caller holds the lock.
+    #[inline(always)]
+    fn simple<'q>(&'q self) -> impl FnMut(&ibv_wc) -> Option<SimpleSlot<'q, SlotPayload>> {
         // SAFETY: of the context, which the queue keeps alive.
         let entries = unsafe { self.entries.as_ref() };
-        out.lend_simple(n, |wc| {
+        move |wc| {
             if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
                 return None;
             }
             // SAFETY: under the lock, and for as long.
             unsafe { entries.claim_simple(self, WrId(wc.wr_id)) }
-        })
+        }
     }
 
     /// Lends what is parked, and what came besides the first `simple`, which are lent already.

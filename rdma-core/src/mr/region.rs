@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use verbs_sys::{ibv_mr, ibv_rereg_mr_flags};
 
+use super::buffer::Home;
 use super::{Buffer, BufferHome, IdleBuffer, Memory};
 use crate::pd::PdInner;
 use crate::{Error, leak};
@@ -22,7 +23,7 @@ pub(crate) struct RegionInner {
     pub(crate) shared: bool,
     /// The flags it was registered with (of `ibv_access_flags`).
     pub(crate) access: u32,
-    pub(crate) home: Option<Arc<dyn BufferHome>>,
+    pub(crate) home: Option<Arc<Home>>,
     memory: ManuallyDrop<Option<Memory>>,
     pub(crate) pd: Arc<PdInner>,
 }
@@ -250,7 +251,7 @@ impl MemoryRegion {
     ) -> impl ExactSizeIterator<Item = IdleBuffer> {
         assert!(size > 0, "buffers of 0 bytes");
         if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.home = Some(home);
+            inner.home = Some(Home::new(home));
         }
         let count = self.inner.len / size;
         (0..count).map(move |i| IdleBuffer::new(self.part(i * size, size)))
