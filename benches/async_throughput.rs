@@ -1,14 +1,15 @@
-//! 64 queue pairs with 16 echoes of 64 bytes in flight each, on two cores: futures against a synchronous loop with one thread per core,
-//! and against TCP with tokio on the loopback. All in one process, in turns, so that what else the machine does strikes all alike.
+//! 64 queue pairs with 16 operations of 64 bytes in flight each, on two cores: futures against a synchronous loop with one thread per core.
+//! An operation is an echo, also against TCP with tokio on the loopback, or an RDMA write. All in one process, in turns, so that what else the
+//! machine does strikes all alike.
 //!
-//! Futures run as a task per message in flight, with a runtime per core or one for both; and as a task per side of a pair that sends all its
-//! messages as one batch, which the synchronous loop does not.
+//! Futures run as a task per operation in flight, with a runtime per core or one for both; and as a task per side of a pair that posts all its
+//! operations as one batch, which the synchronous loop does not.
 //!
 //! usage: cargo bench --bench async_throughput [-- ROW...] [SECONDS]      rows by a part of their names, all unless given; of each of five
 //!                                                                       turns, 0.4 unless given
 //!
 //! The device is the built-in one. Both ends are in this process, between which it passes packets directly; with `RDMA_SOFT_LOCAL=wire`
-//! they go through its UDP socket. A message counts when its echo is back.
+//! they go through its UDP socket. An echo counts when it is back, a write when it completed.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -28,7 +29,7 @@ use hdrhistogram::Histogram;
 use rdma_async::{Config, Domain, RcConnection, WaitMode, connect_over};
 use rdma_core::{
     Buffer, CompletionQueue, Completions, ConnectOptions, Device, EndpointOptions, Opcode, Provider,
-    QueuePair, RecvRequest, WorkRequest,
+    QueuePair, RecvRequest, RemoteAccess, RemoteSlice, SharedRegion, WorkRequest,
     qp::{state::Rts, transport::Rc},
 };
 use tokio::{
@@ -44,11 +45,42 @@ const IN_FLIGHT: usize = 16;
 const SIZE: usize = 64;
 const TURNS: usize = 5;
 
-/// Nanoseconds from sending a message to its echo.
+#[derive(Clone, Copy, PartialEq)]
+enum Work {
+    Echoes,
+    Writes,
+}
+
+/// Nanoseconds from posting an operation to its end.
 type Latencies = Histogram<u64>;
 
 fn latencies() -> Latencies {
     Histogram::new_with_bounds(1, 60_000_000_000, 2).unwrap()
+}
+
+thread_local! {
+    /// What the tasks of a thread recorded: a lock for each, which is never contended.
+    static OWN: Arc<Mutex<Latencies>> = {
+        let own = Arc::new(Mutex::new(latencies()));
+        ALL.lock().unwrap().push(Arc::clone(&own));
+        own
+    };
+}
+
+static ALL: Mutex<Vec<Arc<Mutex<Latencies>>>> = Mutex::new(Vec::new());
+
+/// `record` by a task.
+fn note(message: &[u8], epoch: Instant) -> Duration {
+    OWN.with(|own| record(&mut own.lock().unwrap(), message, epoch))
+}
+
+/// What all tasks recorded.
+fn noted() -> Latencies {
+    let mut all = latencies();
+    for own in &*ALL.lock().unwrap() {
+        all.add(std::mem::replace(&mut *own.lock().unwrap(), latencies())).unwrap();
+    }
+    all
 }
 
 /// Writes the time into a message.
@@ -77,6 +109,9 @@ fn soft() -> rdma_core::Context {
 struct Loop {
     cq: CompletionQueue,
     pairs: Vec<Pair>,
+    /// Where clients write.
+    target: RemoteSlice,
+    _target: SharedRegion,
 }
 
 struct Pair {
@@ -116,10 +151,11 @@ impl Loop {
             Pair { client, server, idle, owed: 0 }
         });
         let pairs = pairs.collect();
-        Loop { cq, pairs }
+        let region = pd.share(vec![0; SIZE], RemoteAccess::all()).unwrap();
+        Loop { cq, pairs, target: region.remote(), _target: region }
     }
 
-    fn run(&mut self, length: Duration) -> Latencies {
+    fn echo(&mut self, length: Duration) -> Latencies {
         let (epoch, mut latencies) = (Instant::now(), latencies());
         let mut completions = Completions::new();
         let mut outstanding = 0;
@@ -181,49 +217,90 @@ impl Loop {
         }
         latencies
     }
+
+    /// RDMA writes of the clients.
+    fn write(&mut self, length: Duration) -> Latencies {
+        let (epoch, mut latencies) = (Instant::now(), latencies());
+        let mut completions = Completions::new();
+        let mut outstanding = 0;
+        for (number, pair) in self.pairs.iter_mut().enumerate() {
+            for mut buffer in std::mem::take(&mut pair.idle[0]) {
+                stamp(&mut buffer, epoch);
+                pair.client.post_send(WorkRequest::write(buffer, self.target).id(number as u64)).unwrap();
+                outstanding += 1;
+            }
+        }
+        let mut goes_on = true;
+        while outstanding > 0 {
+            goes_on = goes_on && epoch.elapsed() < length;
+            for mut completion in self.cq.poll(&mut completions).unwrap() {
+                completion.result().unwrap();
+                let id = completion.id();
+                let mut buffer = completion.take_buffer().unwrap();
+                record(&mut latencies, &buffer, epoch);
+                let pair = &mut self.pairs[usize::try_from(id).unwrap()];
+                if goes_on {
+                    stamp(&mut buffer, epoch);
+                    pair.client.post_send(WorkRequest::write(buffer, self.target).id(id)).unwrap();
+                } else {
+                    outstanding -= 1;
+                    pair.idle[0].push(buffer);
+                }
+            }
+        }
+        latencies
+    }
 }
 
 /// One thread per core.
-fn synchronous(loops: &mut [Loop], length: Duration) -> Latencies {
+fn synchronous(work: Work, length: Duration) -> (f64, Latencies) {
+    let mut loops: Vec<_> = (0..CORES).map(|_| Loop::new()).collect();
     let start = Barrier::new(loops.len());
-    thread::scope(|scope| {
+    let begin = Instant::now();
+    let all = thread::scope(|scope| {
         let threads: Vec<_> = loops
             .iter_mut()
             .map(|side| {
                 scope.spawn(|| {
                     start.wait();
-                    side.run(length)
+                    match work {
+                        Work::Echoes => side.echo(length),
+                        Work::Writes => side.write(length),
+                    }
                 })
             })
             .collect();
         let mut all = latencies();
         threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()).unwrap());
         all
-    })
+    });
+    rate(begin, all)
 }
 
 // ---- futures ----
 
-/// How a side of a pair keeps its messages in flight.
+/// How a side of a pair keeps its operations in flight.
 #[derive(Clone, Copy, PartialEq)]
 enum Style {
-    /// A task for each, which sends and receives one at a time.
+    /// A task for each, which awaits one at a time.
     Tasks,
-    /// One task, which sends all with one doorbell and one signalled completion.
+    /// One task, which posts all with one doorbell and one signalled completion.
     Batches,
 }
 
-/// Pairs on one completion queue, and their latencies.
+/// Pairs on one completion queue.
 struct Group {
+    work: Work,
     style: Style,
     connections: Vec<(Arc<RcConnection>, Arc<RcConnection>)>,
-    latencies: Arc<Mutex<Latencies>>,
+    _target: SharedRegion,
 }
 
 impl Group {
     /// As many pairs as there are for one core.
-    async fn new(style: Style) -> Group {
+    async fn new(work: Work, style: Style) -> Group {
         let domain = Domain::new(&soft()).unwrap();
+        let target = domain.protection_domain().share(vec![0; SIZE], RemoteAccess::all()).unwrap();
         let (depth, count) = (IN_FLIGHT * 2, PAIRS / CORES);
         let depth_of_queue = u32::try_from(count * 4 * (depth + 1)).unwrap();
         let queue = domain.completion_queue(depth_of_queue, WaitMode::Adaptive).unwrap();
@@ -233,43 +310,48 @@ impl Group {
             .send_depth(u32::try_from(depth).unwrap())
             .receive_depth(u32::try_from(depth).unwrap())
             .spare_buffers(depth)
+            .regions([target.remote()])
             .keep_alive(None);
         let mut connections = Vec::new();
         for _ in 0..count {
-            let (left, right) = tokio::io::duplex(64);
+            let (left, right) = tokio::io::duplex(1024);
             let (a, b) =
                 tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
             let (client, server) = (Arc::new(a.unwrap()), Arc::new(b.unwrap()));
-            match style {
-                Style::Tasks => (0..IN_FLIGHT).for_each(|_| drop(tokio::spawn(answer(Arc::clone(&server))))),
-                Style::Batches => drop(tokio::spawn(answer_batches(Arc::clone(&server)))),
+            match (work, style) {
+                (Work::Echoes, Style::Tasks) => {
+                    (0..IN_FLIGHT).for_each(|_| drop(tokio::spawn(answer(Arc::clone(&server)))));
+                }
+                (Work::Echoes, Style::Batches) => drop(tokio::spawn(answer_batches(Arc::clone(&server)))),
+                (Work::Writes, _) => {}
             }
             connections.push((client, server));
         }
-        Group { style, connections, latencies: Arc::new(Mutex::new(latencies())) }
+        Group { work, style, connections, _target: target }
     }
 
-    async fn run(&self, length: Duration) -> Latencies {
+    async fn run(&self, length: Duration) {
         let epoch = Instant::now();
         let mut tasks = JoinSet::new();
         for (client, _) in &self.connections {
-            let own = || (Arc::clone(client), Arc::clone(&self.latencies));
-            match self.style {
-                Style::Tasks => (0..IN_FLIGHT).for_each(|_| drop(tasks.spawn(ask(own(), epoch, length)))),
-                Style::Batches => drop(tasks.spawn(ask_batches(own(), epoch, length))),
+            let client = || Arc::clone(client);
+            match (self.work, self.style) {
+                (Work::Echoes, Style::Tasks) => {
+                    (0..IN_FLIGHT).for_each(|_| drop(tasks.spawn(ask(client(), epoch, length))));
+                }
+                (Work::Echoes, Style::Batches) => drop(tasks.spawn(ask_batches(client(), epoch, length))),
+                (Work::Writes, Style::Tasks) => {
+                    (0..IN_FLIGHT).for_each(|_| drop(tasks.spawn(write(client(), epoch, length))));
+                }
+                (Work::Writes, Style::Batches) => drop(tasks.spawn(write_batches(client(), epoch, length))),
             }
         }
         tasks.join_all().await;
-        std::mem::replace(&mut self.latencies.lock().unwrap(), latencies())
     }
 }
 
 /// Sends a message and waits for its echo, again and again.
-async fn ask(
-    (client, latencies): (Arc<RcConnection>, Arc<Mutex<Latencies>>),
-    epoch: Instant,
-    length: Duration,
-) {
+async fn ask(client: Arc<RcConnection>, epoch: Instant, length: Duration) {
     let mut buffer = client.pool().acquire().await;
     let mut now = Duration::ZERO;
     while now < length {
@@ -278,8 +360,49 @@ async fn ask(
         sent.unwrap();
         buffer = returned;
         let message = client.recv().await.unwrap();
-        now = record(&mut latencies.lock().unwrap(), &message, epoch);
+        now = note(&message, epoch);
     }
+}
+
+/// Writes again and again.
+async fn write(client: Arc<RcConnection>, epoch: Instant, length: Duration) {
+    let target = client.peer_regions()[0];
+    let mut buffer = client.pool().acquire().await;
+    let mut now = Duration::ZERO;
+    while now < length {
+        stamp(&mut buffer, epoch);
+        let (written, returned) = client.write(buffer, target).await;
+        written.unwrap();
+        buffer = returned;
+        now = note(&buffer, epoch);
+    }
+}
+
+/// The same, as many as there are in flight at a time.
+async fn write_batches(client: Arc<RcConnection>, epoch: Instant, length: Duration) {
+    let target = client.peer_regions()[0];
+    let mut buffers = acquire(&client).await;
+    let mut now = Duration::ZERO;
+    while now < length {
+        let batch = buffers.drain(..).fold(client.batch(), |batch, mut buffer| {
+            stamp(&mut buffer, epoch);
+            batch.write(buffer, target)
+        });
+        let (written, returned) = batch.post().await;
+        written.unwrap();
+        buffers = returned;
+        for buffer in &buffers {
+            now = note(buffer, epoch);
+        }
+    }
+}
+
+async fn acquire(client: &RcConnection) -> Vec<Buffer> {
+    let mut buffers = Vec::new();
+    for _ in 0..IN_FLIGHT {
+        buffers.push(client.pool().acquire().await);
+    }
+    buffers
 }
 
 async fn answer(server: Arc<RcConnection>) {
@@ -291,15 +414,8 @@ async fn answer(server: Arc<RcConnection>) {
 }
 
 /// Sends as many messages as there are in flight, and waits for all echoes.
-async fn ask_batches(
-    (client, latencies): (Arc<RcConnection>, Arc<Mutex<Latencies>>),
-    epoch: Instant,
-    length: Duration,
-) {
-    let mut buffers = Vec::new();
-    for _ in 0..IN_FLIGHT {
-        buffers.push(client.pool().acquire().await);
-    }
+async fn ask_batches(client: Arc<RcConnection>, epoch: Instant, length: Duration) {
+    let mut buffers = acquire(&client).await;
     let mut now = Duration::ZERO;
     while now < length {
         let batch = buffers.drain(..).fold(client.batch(), |batch, mut buffer| {
@@ -311,7 +427,7 @@ async fn ask_batches(
         buffers = returned;
         for _ in 0..IN_FLIGHT {
             let message = client.recv().await.unwrap();
-            now = record(&mut latencies.lock().unwrap(), &message, epoch);
+            now = note(&message, epoch);
         }
     }
 }
@@ -333,31 +449,48 @@ async fn answer_batches(server: Arc<RcConnection>) {
 }
 
 /// A thread per core, with a runtime and a queue of its own.
-fn by_core(cores: &[(Runtime, Group)], length: Duration) -> Latencies {
+fn by_core(work: Work, style: Style, length: Duration) -> (f64, Latencies) {
+    let core = |_| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let group = runtime.block_on(Group::new(work, style));
+        (runtime, group)
+    };
+    let cores: Vec<_> = (0..CORES).map(core).collect();
     let start = Barrier::new(cores.len());
+    let begin = Instant::now();
     thread::scope(|scope| {
-        let threads: Vec<_> = cores
-            .iter()
-            .map(|(runtime, group)| {
-                scope.spawn(|| {
-                    start.wait();
-                    runtime.block_on(group.run(length))
-                })
-            })
-            .collect();
-        let mut all = latencies();
-        threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()).unwrap());
-        all
-    })
+        for (runtime, group) in &cores {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                runtime.block_on(group.run(length));
+            });
+        }
+    });
+    rate(begin, noted())
 }
 
 /// One runtime with a thread per core, between which tasks move.
-async fn shared(groups: &'static [Group], length: Duration) -> Latencies {
-    let mut runs = JoinSet::new();
-    groups.iter().for_each(|group| drop(runs.spawn(group.run(length))));
-    let mut all = latencies();
-    runs.join_all().await.into_iter().for_each(|latencies| all.add(latencies).unwrap());
-    all
+fn shared(work: Work, length: Duration) -> (f64, Latencies) {
+    let runtime = runtime();
+    runtime.block_on(async {
+        let mut groups = Vec::new();
+        for _ in 0..CORES {
+            groups.push(Group::new(work, Style::Tasks).await);
+        }
+        let begin = Instant::now();
+        let mut runs = JoinSet::new();
+        for group in groups {
+            runs.spawn(async move {
+                group.run(length).await;
+                group
+            });
+        }
+        let groups = runs.join_all().await;
+        let rate = rate(begin, noted());
+        drop(groups);
+        rate
+    })
 }
 
 // ---- TCP ----
@@ -385,7 +518,8 @@ async fn streams() -> Vec<TcpStream> {
 }
 
 /// Whatever came in one read is answered with one write, which favours TCP.
-async fn tcp(streams: Vec<TcpStream>, length: Duration) -> (Vec<TcpStream>, Latencies) {
+async fn tcp(length: Duration) -> (f64, Latencies) {
+    let streams = streams().await;
     let epoch = Instant::now();
     let mut tasks = JoinSet::new();
     for mut stream in streams {
@@ -409,16 +543,12 @@ async fn tcp(streams: Vec<TcpStream>, length: Duration) -> (Vec<TcpStream>, Late
                 bytes.copy_within(whole..filled, 0);
                 filled -= whole;
             }
-            (stream, latencies)
+            latencies
         });
     }
-    let (mut streams, mut all) = (Vec::new(), latencies());
-    while let Some(task) = tasks.join_next().await {
-        let (stream, latencies) = task.unwrap();
-        streams.push(stream);
-        all.add(latencies).unwrap();
-    }
-    (streams, all)
+    let mut all = latencies();
+    tasks.join_all().await.into_iter().for_each(|latencies| all.add(latencies).unwrap());
+    rate(epoch, all)
 }
 
 // ---- the table ----
@@ -454,58 +584,54 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(CORES).enable_all().build().unwrap()
 }
 
-fn cores(style: Style) -> Vec<(Runtime, Group)> {
-    let core = |_| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let group = runtime.block_on(Group::new(style));
-        (runtime, group)
-    };
-    (0..CORES).map(core).collect()
-}
-
 fn main() {
     let mut arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let seconds =
         arguments.pop_if(|last| last.parse::<f64>().is_ok()).map_or(0.4, |last| last.parse().unwrap());
     let length = Duration::from_secs_f64(seconds);
-    let mut loops: Vec<_> = (0..CORES).map(|_| Loop::new()).collect();
-    let (by_tasks, by_batches) = (cores(Style::Tasks), cores(Style::Batches));
-    let runtime = runtime();
-    let groups: &'static [Group] =
-        (0..CORES).map(|_| runtime.block_on(Group::new(Style::Tasks))).collect::<Vec<_>>().leak();
-    let mut streams = Some(runtime.block_on(streams()));
-    let mut rows: [(&str, &mut dyn FnMut() -> Latencies, Row); 5] = [
-        ("synchronous loop", &mut || synchronous(&mut loops, length), Row::default()),
-        ("futures, a runtime per core", &mut || by_core(&by_tasks, length), Row::default()),
-        ("futures, one runtime", &mut || runtime.block_on(shared(groups, length)), Row::default()),
-        ("futures, batches", &mut || by_core(&by_batches, length), Row::default()),
-        (
-            "TCP, tokio",
-            &mut || {
-                let (back, latencies) = runtime.block_on(tcp(streams.take().unwrap(), length));
-                streams = Some(back);
-                latencies
-            },
-            Row::default(),
-        ),
-    ];
-    let is_wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part));
-    // A first turn of all, to warm up, does not count.
-    for turn in 0..=TURNS {
-        for (_, run, row) in rows.iter_mut().filter(|(name, ..)| is_wanted(name)) {
-            let start = Instant::now();
-            let latencies = run();
-            if turn > 0 {
-                row.add(rate(start, latencies));
+    let futures = |work| -> [(&str, Turn); 3] {
+        [
+            ("futures, a runtime per core", Box::new(move || by_core(work, Style::Tasks, length))),
+            ("futures, one runtime", Box::new(move || shared(work, length))),
+            ("futures, batches", Box::new(move || by_core(work, Style::Batches, length))),
+        ]
+    };
+    let tcp: Turn = Box::new(move || runtime().block_on(tcp(length)));
+    for (work, name, others) in
+        [(Work::Echoes, "echoes", Some(("TCP, tokio", tcp))), (Work::Writes, "writes", None)]
+    {
+        let first: (&str, Turn) = ("synchronous loop", Box::new(move || synchronous(work, length)));
+        let rows = std::iter::once(first).chain(futures(work)).chain(others);
+        let is_wanted = |row: &str| arguments.is_empty() || arguments.iter().any(|part| row.contains(part));
+        let mut rows: Vec<_> = rows
+            .map(|(row, turn)| (row, turn, Row::default()))
+            .filter(|(row, ..)| is_wanted(&format!("{name}, {row}")))
+            .collect();
+        // A first turn of all, to warm up, does not count.
+        for turn in 0..=TURNS {
+            for (_, run, row) in &mut rows {
+                let result = run();
+                if turn > 0 {
+                    row.add(result);
+                }
             }
         }
+        if !rows.is_empty() {
+            println!(
+                "{PAIRS} pairs x {IN_FLIGHT} {name} of {SIZE} bytes in flight, {CORES} cores, median of {TURNS} turns of {seconds} s"
+            );
+            print(name, &rows);
+        }
     }
-    println!(
-        "{PAIRS} pairs x {IN_FLIGHT} echoes of {SIZE} bytes in flight, {CORES} cores, median of {TURNS} turns of {seconds} s"
-    );
-    println!("{:<28} {:>12} {:>10} {:>10} {:>8}", "", "echoes/s", "p50 us", "p99 us", "ratio");
-    let first = rows.iter().find(|(name, ..)| is_wanted(name)).map_or(1.0, |(.., row)| row.rate());
-    for (name, _, row) in rows.iter().filter(|(name, ..)| is_wanted(name)) {
+}
+
+/// Sets up, runs, and takes down.
+type Turn = Box<dyn Fn() -> (f64, Latencies)>;
+
+fn print(name: &str, rows: &[(&str, Turn, Row)]) {
+    println!("{:<28} {:>10}/s {:>10} {:>10} {:>8}", "", name, "p50 us", "p99 us", "ratio");
+    let first = rows[0].2.rate();
+    for (name, _, row) in rows {
         let all = row.all.as_ref().unwrap();
         let micros = |quantile| all.value_at_quantile(quantile) as f64 / 1e3;
         println!(

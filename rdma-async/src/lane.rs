@@ -282,15 +282,17 @@ impl<T: Carries> Lane<T> {
         } else {
             state.posted_at(own);
         }
-        for completion in lent.into_iter().flatten() {
+        let Ok(mut lent) = lent else { return };
+        let mut next = lent.next();
+        while let Some(completion) = next {
             let id = completion.id();
-            if self.key.is_of(id) {
+            next = if self.key.is_of(id) {
                 let waker = state.deliver(Key::slot(id), completion, later);
                 later.wake(waker);
+                lent.next()
             } else {
-                let none = reader::hand_over(lanes, completion, &mut std::iter::empty(), later);
-                debug_assert!(none.is_none(), "nothing followed");
-            }
+                reader::hand_over(lanes, completion, &mut lent, later)
+            };
         }
     }
 
@@ -395,7 +397,7 @@ impl<T: Carries> Deliver for Shared<T> {
     fn deliver<'c>(
         &self,
         first: Completion<'c>,
-        rest: &mut dyn Iterator<Item = Completion<'c>>,
+        rest: &mut Lent<'c>,
         later: &mut Later,
     ) -> Option<Completion<'c>> {
         let key = Key::of(first.id());
@@ -421,6 +423,7 @@ impl<T: Carries> Deliver for Shared<T> {
 
 impl<T: Carries> State<T> {
     /// Takes a completion of this lane. Gives the waker of who waits for it, to be called.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         slot: u32,
@@ -467,7 +470,7 @@ impl<T: Carries> State<T> {
         later.wake(self.receivers.all());
     }
 
-    #[inline(never)]
+    #[inline]
     fn complete(&mut self, slot: u32, mut completion: Completion<'_>, later: &mut Later) -> Option<Waker> {
         // A number that nobody has: a provider cannot make one up, for what it says names a work request in flight.
         let entry = if slot == ONLY { Some(&mut self.only) } else { self.entries.get_mut(slot as usize) };
@@ -596,6 +599,17 @@ impl<T: Carries> State<T> {
         let finished = std::mem::take(&mut entry.finished);
         self.release(slot);
         Some(finished)
+    }
+
+    /// The buffer of an operation of one, if all completions came and it succeeded; then the entry is free again.
+    #[inline]
+    pub(crate) fn take_success(&mut self, slot: u32) -> Option<Buffer> {
+        let entry = self.entry(slot).filter(|entry| entry.left == 0 && entry.finished.failure.is_none())?;
+        // Of an operation that posts one buffer.
+        debug_assert!(entry.finished.rest.is_empty(), "a list");
+        let buffer = entry.finished.first.take()?;
+        self.release(slot);
+        Some(buffer)
     }
 
     /// Registers the waker of an operation in flight; gives the one that was there before.

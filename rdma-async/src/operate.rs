@@ -128,7 +128,7 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         let buffer = lane.read(&mut state, if S::IS_BUFFER { slot } else { NONE });
         lane.after(state);
         match buffer {
-            Some(buffer) => Some(S::of_buffer(kept, buffer)),
+            Some(buffer) => Some(S::of_buffer(&kept, buffer)),
             None => self.wait_for(Stage::Posted { slot, kept }),
         }
     }
@@ -142,11 +142,15 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         kept: S::Kept,
         cx: &mut Context<'_>,
     ) -> Option<S> {
-        let mut waiter = Waiter::new(&self.owner.lane().queue.shared);
-        let old = if waiter.joins() { state.register(slot, cx.waker()) } else { None };
+        let queue = &self.owner.lane().queue.shared;
+        let (waiter, old) = match Waiter::relying(queue) {
+            Some(waiter) => (waiter, state.register(slot, cx.waker())),
+            None => (Waiter::new(queue), None),
+        };
         drop(state);
         drop(old);
-        *self.wait = Some(Wait { stage: Stage::Posted { slot, kept }, waiter, outcome: None });
+        self.wait =
+            ManuallyDrop::new(Some(Wait { stage: Stage::Posted { slot, kept }, waiter, outcome: None }));
         None
     }
 
@@ -154,7 +158,8 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
     #[inline(never)]
     fn wait_for(&mut self, stage: Stage<'c, O::Transport, S>) -> Option<S> {
         let waiter = Waiter::new(&self.owner.lane().queue.shared);
-        *self.wait = Some(Wait { stage, waiter, outcome: None });
+        // There was none before.
+        self.wait = ManuallyDrop::new(Some(Wait { stage, waiter, outcome: None }));
         None
     }
 
@@ -183,6 +188,23 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         })
     }
 
+    /// What was posted, of one buffer, if it succeeded meanwhile: nearly all that is left to later polls.
+    #[inline(never)]
+    fn done(&mut self) -> Option<S> {
+        let Wait { stage: Stage::Posted { slot, kept }, waiter, .. } = self.wait.as_mut()? else {
+            return None;
+        };
+        if !S::IS_BUFFER {
+            return None;
+        }
+        let buffer = self.owner.lane().lock().take_success(*slot)?;
+        waiter.found();
+        let source = S::of_buffer(kept, buffer);
+        // What is left need not be dropped.
+        self.wait = ManuallyDrop::new(None);
+        Some(source)
+    }
+
     /// Not done at the first look.
     #[inline(never)]
     fn wait(&mut self, cx: &mut Context<'_>) {
@@ -204,9 +226,6 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         {
             return Poll::Pending;
         }
-        if waiter.has_joined() {
-            return Poll::Pending;
-        }
         match waiter.poll(cx, |cx| stage.check(owner, cx)) {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {
@@ -226,10 +245,15 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Future for Ope
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<S>> {
         let this = &mut *self;
-        if let Some((source, request)) = this.start.take()
-            && let Some(source) = this.start(source, request, cx)
-        {
+        let done = match this.start.take() {
+            Some((source, request)) => this.start(source, request, cx),
+            None => this.done(),
+        };
+        if let Some(source) = done {
             return Poll::Ready((Ok(()), source));
+        }
+        if this.wait.as_mut().is_some_and(|wait| wait.waiter.rests()) {
+            return Poll::Pending;
         }
         this.wait(cx);
         match this.wait.as_mut().and_then(|wait| wait.outcome.take()) {

@@ -11,7 +11,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use rdma_core::{Buffer, Completion, Completions, PollError};
+use parking_lot::{Mutex, MutexGuard};
+use rdma_core::{Buffer, Completion, Completions, Lent, PollError};
 
 /// Takes the completions of one queue pair.
 pub(crate) trait Deliver: Send + Sync {
@@ -20,7 +21,7 @@ pub(crate) trait Deliver: Send + Sync {
     fn deliver<'c>(
         &self,
         first: Completion<'c>,
-        rest: &mut dyn Iterator<Item = Completion<'c>>,
+        rest: &mut Lent<'c>,
         later: &mut Later,
     ) -> Option<Completion<'c>>;
 
@@ -110,9 +111,13 @@ impl Later {
         self.any = false;
         self.garbage.clear();
         self.bytes.clear();
-        let mut left = Left(self.wakers.drain(..));
-        left.0.by_ref().for_each(Waker::wake);
+        wake(&mut self.wakers);
     }
+}
+
+fn wake(wakers: &mut Vec<Waker>) {
+    let mut left = Left(wakers.drain(..));
+    left.0.by_ref().for_each(Waker::wake);
 }
 
 /// Wakers to be called: when one of them panics, the others are called all the same.
@@ -183,6 +188,17 @@ impl Reader {
         self.later.any
     }
 
+    /// The wakers put off, if nothing else was.
+    #[inline]
+    fn take_wakers(&mut self) -> Option<Wakers> {
+        let Later { any, wakers, garbage, bytes } = &mut self.later;
+        if !(garbage.is_empty() && bytes.is_empty() && self.starved.is_empty()) {
+            return None;
+        }
+        *any = false;
+        Some(if wakers.len() == 1 { Wakers::One(wakers.pop()) } else { Wakers::Many(mem::take(wakers)) })
+    }
+
     fn put_off(&mut self) -> Later {
         if self.room.0.swap(false, SeqCst) {
             self.later.wakers.append(&mut self.starved);
@@ -237,11 +253,11 @@ impl Reader {
 }
 
 /// Gives a completion to the lane that its number names, and those of `rest` that follow; gives the next one, of another lane.
-#[inline(never)]
+#[inline]
 pub(crate) fn hand_over<'c>(
     lanes: &[Registered],
     completion: Completion<'c>,
-    rest: &mut dyn Iterator<Item = Completion<'c>>,
+    rest: &mut Lent<'c>,
     later: &mut Later,
 ) -> Option<Completion<'c>> {
     let id = completion.id();
@@ -257,13 +273,40 @@ pub(crate) fn hand_over<'c>(
     }
 }
 
+enum Wakers {
+    One(Option<Waker>),
+    Many(Vec<Waker>),
+}
+
 /// Runs what was put off; the caller holds no lock.
 #[inline(never)]
-pub(crate) fn run(reader: &parking_lot::Mutex<Reader>) {
+pub(crate) fn run(reader: &Mutex<Reader>) {
     let mut guard = reader.lock();
     if !guard.later.any {
         return;
     }
+    let wakers = guard.take_wakers();
+    match wakers {
+        Some(Wakers::One(waker)) => {
+            drop(guard);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+        Some(Wakers::Many(mut wakers)) => {
+            drop(guard);
+            wake(&mut wakers);
+            let mut guard = reader.lock();
+            if guard.later.wakers.capacity() == 0 {
+                guard.later.wakers = wakers;
+            }
+        }
+        None => run_all(reader, guard),
+    }
+}
+
+#[inline(never)]
+fn run_all(reader: &Mutex<Reader>, mut guard: MutexGuard<'_, Reader>) {
     let mut later = guard.put_off();
     drop(guard);
     later.run();

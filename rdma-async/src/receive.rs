@@ -86,22 +86,40 @@ impl<'c, O: Receiver> Receive<'c, O> {
 
     /// Not found at the first look.
     #[inline(never)]
-    fn look_on(&mut self, mut state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+    fn look_on(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
         if self.wait.is_none() {
-            if state.receive_error.is_none()
-                && state.expects()
-                && let Some(waiter) = Waiter::asleep(&self.owner.lane().queue.shared)
-            {
-                // There is nothing to drop before.
-                self.wait = ManuallyDrop::new(Some(Wait { waiter, starved: None, found: None }));
-                self.ticket = state.receivers.stand_last(cx);
-                return;
+            let queue = &self.owner.lane().queue.shared;
+            if state.receive_error.is_none() && state.expects() {
+                if let Some(waiter) = Waiter::asleep(queue) {
+                    self.stand(waiter, state, cx);
+                    return;
+                }
+                if let Some(waiter) = Waiter::relying(queue) {
+                    self.stand(waiter, state, cx);
+                    if self.wait.as_mut().is_some_and(|wait| wait.waiter.rests()) {
+                        return;
+                    }
+                    return self.go_on(cx);
+                }
             }
             self.begin(state, cx);
         } else {
             drop(state);
             self.go_on(cx);
         }
+    }
+
+    /// Stands in line.
+    #[inline(always)]
+    fn stand(
+        &mut self,
+        waiter: Waiter<'c>,
+        mut state: MutexGuard<'c, State<O::Transport>>,
+        cx: &mut Context<'_>,
+    ) {
+        // There is nothing to drop before.
+        self.wait = ManuallyDrop::new(Some(Wait { waiter, starved: None, found: None }));
+        self.ticket = state.receivers.stand_last(cx);
     }
 
     /// It has a message, because it came first, and waits no longer.
@@ -148,17 +166,7 @@ impl<'c, O: Receiver> Receive<'c, O> {
         let lane = self.owner.lane();
         let waiter = Waiter::new(&lane.queue.shared);
         let wait = self.wait.insert(Wait { waiter, starved: None, found: None });
-        if wait.waiter.joins() {
-            if state.receive_error.is_none() && state.expects() {
-                self.ticket = state.receivers.stand_last(cx);
-                drop(state);
-                if wait.waiter.has_joined() {
-                    return Poll::Pending;
-                }
-            } else {
-                drop(state);
-            }
-        } else if wait.waiter.sleeps_at_once() {
+        if wait.waiter.sleeps_at_once() {
             lane.read(&mut state, NONE);
             if let Some(mail) = take(lane, &mut state, 0) {
                 lane.after(state);

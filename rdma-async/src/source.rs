@@ -60,10 +60,10 @@ pub(crate) mod sealed {
         /// It is one buffer: then `of_buffer` makes it again.
         const IS_BUFFER: bool = false;
 
-        /// As `rejoin`, in fewer instructions.
+        /// Then as `rejoin`, in fewer instructions.
         #[inline]
-        fn of_buffer(kept: Self::Kept, buffer: Buffer) -> Self {
-            Self::rejoin(kept, std::iter::once(buffer))
+        fn of_buffer(_: &Self::Kept, _: Buffer) -> Self {
+            unreachable!("not one buffer")
         }
     }
 }
@@ -94,7 +94,7 @@ impl sealed::Source for Buffer {
     const IS_BUFFER: bool = true;
 
     #[inline]
-    fn of_buffer((): (), buffer: Buffer) -> Self {
+    fn of_buffer((): &(), buffer: Buffer) -> Self {
         buffer
     }
 }
@@ -157,7 +157,7 @@ impl sealed::Source for Message {
     const IS_BUFFER: bool = true;
 
     #[inline]
-    fn of_buffer(note: Note, buffer: Buffer) -> Self {
+    fn of_buffer(&note: &Note, buffer: Buffer) -> Self {
         Message { buffer, note }
     }
 }

@@ -26,14 +26,14 @@ pub(crate) struct Waiter<'q> {
     is_counted: bool,
     /// It looks for all who wait, within this poll.
     spins: bool,
-    /// It counts since this poll, and its waker is registered.
-    has_joined: bool,
+    /// It relies on the poller since this poll.
+    relies: bool,
 }
 
 impl<'q> Waiter<'q> {
     #[inline]
     pub(crate) fn new(queue: &'q Shared) -> Self {
-        Waiter { queue, since: None, is_counted: false, spins: false, has_joined: false }
+        Waiter { queue, since: None, is_counted: false, spins: false, relies: false }
     }
 
     /// Polls until `check` is ready, or somebody else looks, or it is time to let other tasks run.
@@ -147,29 +147,29 @@ impl<'q> Waiter<'q> {
         self.fall_asleep()
     }
 
-    /// One that sleeps, because the queue is armed: its waker is to be registered under the lock under which nothing was found.
+    /// One that sleeps, because the queue is armed: its waker is to be registered under the lock under which nothing was found. Then it is
+    /// pending: whoever takes the event saw that it is counted.
     #[inline]
     pub(crate) fn asleep(queue: &'q Shared) -> Option<Self> {
         if queue.mode != WaitMode::Event || !queue.duty.rely_on_event() {
             return None;
         }
         queue.statistics.sleeps.fetch_add(1, Relaxed);
-        Some(Waiter { queue, since: None, is_counted: true, spins: false, has_joined: false })
+        Some(Waiter { queue, since: None, is_counted: true, spins: false, relies: false })
     }
 
-    /// Joins those who rely on the poller, if it looks: then the waker is to be registered. For a future that does not count yet.
+    /// One that relies on the poller, if it looks: its waker is to be registered, and then `rests` to be asked.
     #[inline]
-    pub(crate) fn joins(&mut self) -> bool {
-        let queue = self.queue;
-        self.has_joined = queue.duty.is_polled() && queue.duty.join(|| queue.post.is_reliable());
-        self.is_counted = self.has_joined;
-        self.has_joined
+    pub(crate) fn relying(queue: &'q Shared) -> Option<Self> {
+        let relies = queue.duty.is_polled() && queue.duty.join(|| queue.post.is_reliable());
+        relies.then(|| Waiter { queue, since: None, is_counted: true, spins: false, relies })
     }
 
-    /// Whether the future just joined, and registered its waker: then it is pending.
+    /// Whether the future is pending, because it just came to rely on the poller, and registered its waker: who gives up polling wakes all
+    /// whose wakers are there.
     #[inline]
-    pub(crate) fn has_joined(&mut self) -> bool {
-        std::mem::take(&mut self.has_joined) && self.queue.duty.is_seen_to()
+    pub(crate) fn rests(&mut self) -> bool {
+        std::mem::take(&mut self.relies) && self.queue.duty.is_seen_to()
     }
 
     /// Counts as waiting from now on; whether the poller looks.

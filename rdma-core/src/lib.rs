@@ -44,12 +44,12 @@ mod sync;
 
 pub use ah::{AddressHandle, AddressVector, GlobalRoute};
 pub use context::Context;
+#[doc(hidden)]
+pub use cq::Offer;
 pub use cq::{
     Completion, CompletionChannel, CompletionClock, CompletionError, CompletionQueue, CompletionQueueBuilder,
-    Completions, Notify, Opcode, PollError, Status, Success, WorkCompletion,
+    Completions, Lent, Notify, Opcode, PollError, Status, Success, WorkCompletion,
 };
-#[doc(hidden)]
-pub use cq::{Lent, Offer};
 pub use device::{AtomicCapability, Choice, Device, DeviceAttributes, OdpCapabilities, Provider};
 pub(crate) use error::leak;
 pub use error::{Error, leaks};

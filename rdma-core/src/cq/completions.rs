@@ -191,7 +191,7 @@ impl fmt::Debug for Completions {
     }
 }
 
-/// The completions of one poll. Buffers that nobody takes are dropped with their completion, or with this.
+/// The completions of one [`poll`](crate::CompletionQueue::poll). Buffers that nobody takes are dropped with their completion, or with this.
 pub struct Lent<'c> {
     /// The next of those of one buffer, of which so many are `left`.
     wc: *mut WorkCompletion,

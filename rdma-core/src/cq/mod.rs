@@ -384,10 +384,7 @@ impl CompletionQueue {
     ///
     /// [`PollError`]: the provider could not read the queue. No completion was lost, no buffer freed.
     #[inline]
-    pub fn poll<'c>(
-        &self,
-        completions: &'c mut Completions,
-    ) -> Result<impl ExactSizeIterator<Item = Completion<'c>> + use<'c>, PollError> {
+    pub fn poll<'c>(&self, completions: &'c mut Completions) -> Result<Lent<'c>, PollError> {
         let lot = self.inner.poll_into(completions)?;
         // SAFETY: just polled.
         Ok(unsafe { completions.lend(lot, 0) })
