@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use rdma_async::{
     Config, ConnectError, Domain, Ended, Listener, OperationError, RcConnection, WaitMode, connect,
     connect_over,
 };
-use rdma_core::{RemoteAccess, RemoteSlice, SharedRegion, qp::transport::Rc};
+use rdma_core::{Device, RemoteAccess, RemoteSlice, SharedRegion, qp::transport::Rc};
 use tokio::{io::AsyncReadExt, net::TcpStream, runtime::Runtime, task::JoinSet, time::timeout};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -190,6 +190,44 @@ async fn receives_are_served_in_the_order_of_asking() {
 }
 
 /// A future that waits for its turn leaves the processor to others.
+/// On a thread of its own a loop of operations that are ready, or found by spinning, lets other tasks run, and so does one of messages.
+#[tokio::test]
+async fn others_get_their_turn() {
+    for is_soft in [false, true] {
+        for mode in MODES {
+            let config = Config::rc().wait_mode(mode).keep_alive(None).receive_depth(64);
+            let (domain, pair);
+            if is_soft {
+                domain = common::domain();
+                pair = common::pair(&domain, &config).await;
+            } else {
+                // Whose queue pairs are their own peers.
+                domain = Domain::new(&Device::null().unwrap().open().unwrap()).unwrap();
+                let (left, right) = tokio::io::duplex(64);
+                let (a, b) =
+                    tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+                pair = (a.unwrap(), b.unwrap());
+            }
+            let (a, b) = if is_soft { (&pair.0, &pair.1) } else { (&pair.0, &pair.0) };
+            let others = tokio::spawn(async {
+                for _ in 0..20 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            let start = Instant::now();
+            let mut buffer = a.pool().acquire().await;
+            buffer.set_len(8);
+            while !others.is_finished() {
+                assert!(start.elapsed() < LIMIT, "{mode:?}: the other task did not run");
+                let (result, returned) = a.send(buffer).await;
+                result.unwrap();
+                buffer = returned;
+                b.recv().await.unwrap();
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_thousand_sends_wait_for_four_places() {
     for mode in MODES {

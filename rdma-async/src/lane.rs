@@ -24,6 +24,7 @@ use crate::{
     queue::CompletionQueue,
     reader::{self, Deliver, Key, Later, Reader, Registered},
     trace,
+    waiter::IN_A_ROW,
 };
 
 /// What arrives at a queue pair of a transport.
@@ -60,6 +61,8 @@ pub(crate) struct Lane<T: Carries> {
     pub(crate) queue: CompletionQueue,
     pub(crate) pool: BufferPool,
     key: Key,
+    /// The number of a receive.
+    receive_id: u64,
     receive_depth: u32,
     shared: Arc<Shared<T>>,
 }
@@ -116,8 +119,12 @@ pub(crate) struct State<T: Carries> {
     has_put_off: bool,
     /// So is the reader: see `reader::run`.
     has_reader_put_off: bool,
-    /// But for what follows from the rest: see `State::counters`.
-    pub(crate) counted: ConnectionCounters,
+    /// Operations that succeeded, and messages that were handed out, and one more: to be a multiple of something takes less to see than to be
+    /// one less than it, and the first is none.
+    succeeded: u64,
+    received: u64,
+    failed: u64,
+    pub(crate) keep_alives: u64,
     pub(crate) errors: Errors,
 }
 
@@ -200,13 +207,16 @@ impl<T: Carries> Lane<T> {
                 senders: Line::default(),
                 has_put_off: false,
                 has_reader_put_off: false,
-                counted: ConnectionCounters::default(),
+                succeeded: 1,
+                received: 1,
+                failed: 0,
+                keep_alives: 0,
                 errors: Errors::default(),
             }),
             end: Notify::new(),
         });
         let key = queue.shared.add_lane(Arc::clone(&shared) as Arc<dyn Deliver>);
-        Ok(Lane { queue: queue.clone(), pool, key, receive_depth, shared })
+        Ok(Lane { queue: queue.clone(), pool, key, receive_id: key.id(RECEIVE), receive_depth, shared })
     }
 
     #[inline(always)]
@@ -222,7 +232,7 @@ impl<T: Carries> Lane<T> {
     /// The number of a receive.
     #[inline(always)]
     pub(crate) fn receive_id(&self) -> u64 {
-        self.key.id(RECEIVE)
+        self.receive_id
     }
 
     /// Reads completions, for a future that holds this lane's lock: one lock less, and the future's own is found at once. `own` is an
@@ -256,7 +266,7 @@ impl<T: Carries> Lane<T> {
         });
         match lent {
             None => match &found {
-                Some(_) => state.succeeded(own),
+                Some(_) => state.succeed(own),
                 None => state.posted_at(own),
             },
             Some(lent) => self.hand_on(lanes, later, state, lent, (own, found.is_some())),
@@ -278,7 +288,7 @@ impl<T: Carries> Lane<T> {
         (own, is_found): (u32, bool),
     ) {
         if is_found {
-            state.succeeded(own);
+            state.succeed(own);
         } else {
             state.posted_at(own);
         }
@@ -490,9 +500,9 @@ impl<T: Carries> State<T> {
             return None;
         }
         if completion.completion().is_success() {
-            self.counted.completed += 1;
+            self.succeeded += 1;
         } else if let Err(error) = completion.result() {
-            self.counted.failed += 1;
+            self.failed += 1;
             self.errors.count(error.status());
             entry.finished.failure.get_or_insert(error);
         }
@@ -507,6 +517,18 @@ impl<T: Carries> State<T> {
     }
 
     // ---- operations ----
+
+    /// Whether the operation just posted is to let others run before it is looked for.
+    #[inline(always)]
+    pub(crate) fn is_enough(&self) -> bool {
+        self.succeeded.is_multiple_of(IN_A_ROW)
+    }
+
+    /// The same of a message that has arrived.
+    #[inline(always)]
+    pub(crate) fn is_enough_received(&self) -> bool {
+        self.received.is_multiple_of(IN_A_ROW)
+    }
 
     /// An entry for an operation that is posted, or given back, before the lock is let go.
     #[inline(always)]
@@ -586,8 +608,8 @@ impl<T: Carries> State<T> {
 
     /// An operation of one buffer that was just posted succeeded: its entry, which it did not use, is free still.
     #[inline(always)]
-    fn succeeded(&mut self, slot: u32) {
-        self.counted.completed += 1;
+    fn succeed(&mut self, slot: u32) {
+        self.succeeded += 1;
         if slot != ONLY {
             self.release_other(slot);
         }
@@ -646,11 +668,14 @@ impl<T: Carries> State<T> {
 
     /// What happened so far.
     pub(crate) fn counters(&self) -> ConnectionCounters {
-        let ConnectionCounters { completed, failed, received, .. } = self.counted;
+        let (completed, received) = (self.succeeded - 1, self.received - 1);
         ConnectionCounters {
-            posted: completed + failed + self.abandoned + u64::from(self.sends),
+            posted: completed + self.failed + self.abandoned + u64::from(self.sends),
+            completed,
+            failed: self.failed,
             receives_posted: received + self.receives_failed + u64::from(self.receive_depth - self.missing),
-            ..self.counted
+            received,
+            keep_alives: self.keep_alives,
         }
     }
 
@@ -663,7 +688,7 @@ impl<T: Carries> State<T> {
         if !self.more.is_empty() {
             self.arrived = self.more.pop_front();
         }
-        self.counted.received += 1;
+        self.received += 1;
         if self.refused.is_some() || !self.post_one(lane) {
             self.missing += 1;
         }

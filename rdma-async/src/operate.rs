@@ -20,6 +20,7 @@ use crate::{
     error::{Ended, OperationError},
     lane::{Carries, Finished, Lane, NONE, State},
     line::Ticket,
+    queue::yield_to_runtime,
     source::sealed::Source,
     waiter::Waiter,
 };
@@ -118,12 +119,11 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
             drop(state);
             return self.not_posted(error, kept);
         }
-        let is_polled = lane.queue.shared.duty.is_polled();
-        if is_polled || !S::IS_BUFFER {
-            state.posted(slot, 1);
-        }
-        if is_polled {
+        if lane.queue.shared.duty.is_polled() || state.is_enough() {
             return self.rely(state, slot, kept, cx);
+        }
+        if !S::IS_BUFFER {
+            state.posted(slot, 1);
         }
         let buffer = lane.read(&mut state, if S::IS_BUFFER { slot } else { NONE });
         lane.after(state);
@@ -133,7 +133,8 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         }
     }
 
-    /// What was posted is waited for, and somebody else looks for it: leaves the waker. `None`, for it is not done.
+    /// What was posted is waited for, because somebody else looks for it, or others are to run first: leaves the waker. `None`, for it is not
+    /// done.
     #[inline(never)]
     fn rely(
         &mut self,
@@ -142,13 +143,19 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         kept: S::Kept,
         cx: &mut Context<'_>,
     ) -> Option<S> {
+        state.posted(slot, 1);
         let queue = &self.owner.lane().queue.shared;
-        let (waiter, old) = match Waiter::relying(queue) {
-            Some(waiter) => (waiter, state.register(slot, cx.waker())),
-            None => (Waiter::new(queue), None),
+        let (waiter, gives_way) = match Waiter::relying(queue) {
+            Some(waiter) => (waiter, false),
+            None if state.is_enough() => (Waiter::giving_way(queue), true),
+            None => (Waiter::new(queue), false),
         };
+        let old = state.register(slot, cx.waker());
         drop(state);
         drop(old);
+        if gives_way {
+            yield_to_runtime(cx);
+        }
         self.wait =
             ManuallyDrop::new(Some(Wait { stage: Stage::Posted { slot, kept }, waiter, outcome: None }));
         None

@@ -23,6 +23,7 @@ use crate::{
     reader::{self, Deliver, Key, Reader, Room},
     trace,
     wait::{WaitMode, WaitTimes},
+    waiter::Turn,
 };
 
 /// Completions that are dispatched at most before the futures that they wake run: as many tasks as a worker of tokio queues without
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     room: Waker,
     pub(crate) mode: WaitMode,
     pub(crate) times: WaitTimes,
+    pub(crate) turn: Turn,
     /// Places that the receives of lanes hold.
     kept: AtomicU32,
     pub(crate) duty: Duty,
@@ -83,6 +85,7 @@ impl CompletionQueue {
                 room: room.into(),
                 mode,
                 times: WaitTimes::new(),
+                turn: Turn::new(),
                 kept: AtomicU32::new(0),
                 duty: Duty::new(),
                 post,

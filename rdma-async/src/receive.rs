@@ -15,6 +15,7 @@ use crate::{
     lane::{Carries, Lane, NONE, State},
     line::Ticket,
     operate::Owner,
+    queue::yield_to_runtime,
     waiter::Waiter,
 };
 
@@ -67,6 +68,10 @@ impl<'c, O: Receiver> Receive<'c, O> {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Mail<O>, OperationError>> {
         let lane = self.owner.lane();
         let mut state = lane.lock();
+        if state.is_enough_received() && self.wait.is_none() && state.has_arrived() {
+            self.give_way(state, cx);
+            return Poll::Pending;
+        }
         match take(lane, &mut state, self.ticket) {
             Some(mail) => {
                 if self.wait.is_some() {
@@ -88,19 +93,11 @@ impl<'c, O: Receiver> Receive<'c, O> {
     #[inline(never)]
     fn look_on(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
         if self.wait.is_none() {
-            let queue = &self.owner.lane().queue.shared;
-            if state.receive_error.is_none() && state.expects() {
-                if let Some(waiter) = Waiter::asleep(queue) {
-                    self.stand(waiter, state, cx);
-                    return;
-                }
-                if let Some(waiter) = Waiter::relying(queue) {
-                    self.stand(waiter, state, cx);
-                    if self.wait.as_mut().is_some_and(|wait| wait.waiter.rests()) {
-                        return;
-                    }
-                    return self.go_on(cx);
-                }
+            if state.receive_error.is_none()
+                && state.expects()
+                && let Some(waiter) = Waiter::asleep(&self.owner.lane().queue.shared)
+            {
+                return self.stand(waiter, state, cx);
             }
             self.begin(state, cx);
         } else {
@@ -122,6 +119,14 @@ impl<'c, O: Receiver> Receive<'c, O> {
         self.ticket = state.receivers.stand_last(cx);
     }
 
+    /// There may be a message, but others are to run first.
+    #[cold]
+    #[inline(never)]
+    fn give_way(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+        self.stand(Waiter::giving_way(&self.owner.lane().queue.shared), state, cx);
+        yield_to_runtime(cx);
+    }
+
     /// It has a message, because it came first, and waits no longer.
     #[inline(never)]
     fn end(&mut self, mut state: MutexGuard<'_, State<O::Transport>>) {
@@ -141,6 +146,16 @@ impl<'c, O: Receiver> Receive<'c, O> {
     /// The first poll found nothing.
     #[inline(never)]
     fn begin(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+        if state.receive_error.is_none()
+            && state.expects()
+            && let Some(waiter) = Waiter::relying(&self.owner.lane().queue.shared)
+        {
+            self.stand(waiter, state, cx);
+            if self.wait.as_mut().is_some_and(|wait| wait.waiter.rests()) {
+                return;
+            }
+            return self.go_on(cx);
+        }
         let result = self.try_begin(state, cx);
         self.set(result);
     }

@@ -1,9 +1,9 @@
 //! How one future waits for a completion of a queue.
 
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rdma_core::Error;
@@ -17,6 +17,46 @@ use crate::{
 /// Looks at the queue between two at the clock, and at what others may have found: either takes as long as a look at an adapter's queue.
 const ROUND: u64 = 8;
 
+/// So many operations, and messages, in a row may be ready at their first polls before the next one lets other tasks run: a program that
+/// awaits them in a loop would keep its thread for itself.
+pub(crate) const IN_A_ROW: u64 = 1024;
+
+/// So long the futures of a queue may find what they wait for by spinning before one of them lets other tasks run: they may be about to post
+/// what would be under way at the same time.
+const TURN: Duration = Duration::from_micros(200);
+
+#[derive(Clone, Copy)]
+enum Rest {
+    Not,
+    OnPoller,
+    GivesWay,
+}
+
+/// When futures of a queue last let others run.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    epoch: Instant,
+    /// Nanoseconds since then.
+    began: AtomicU64,
+}
+
+impl Turn {
+    pub(crate) fn new() -> Turn {
+        Turn { epoch: Instant::now(), began: AtomicU64::new(0) }
+    }
+
+    /// Whether the turn is over; then the next one begins.
+    #[inline]
+    fn is_over(&self, now: Instant) -> bool {
+        let now = u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX);
+        let is_over = now.wrapping_sub(self.began.load(Relaxed)) >= u64::from(TURN.subsec_nanos());
+        if is_over {
+            self.began.store(now, Relaxed);
+        }
+        is_over
+    }
+}
+
 /// One future's wait for a completion of a queue, over any number of polls.
 pub(crate) struct Waiter<'q> {
     queue: &'q Shared,
@@ -26,14 +66,14 @@ pub(crate) struct Waiter<'q> {
     is_counted: bool,
     /// It looks for all who wait, within this poll.
     spins: bool,
-    /// It relies on the poller since this poll.
-    relies: bool,
+    /// Why it is pending since this poll, before it looked for itself.
+    rests: Rest,
 }
 
 impl<'q> Waiter<'q> {
     #[inline]
     pub(crate) fn new(queue: &'q Shared) -> Self {
-        Waiter { queue, since: None, is_counted: false, spins: false, relies: false }
+        Waiter { queue, since: None, is_counted: false, spins: false, rests: Rest::Not }
     }
 
     /// Polls until `check` is ready, or somebody else looks, or it is time to let other tasks run.
@@ -155,21 +195,33 @@ impl<'q> Waiter<'q> {
             return None;
         }
         queue.statistics.sleeps.fetch_add(1, Relaxed);
-        Some(Waiter { queue, since: None, is_counted: true, spins: false, relies: false })
+        Some(Waiter { queue, since: None, is_counted: true, spins: false, rests: Rest::Not })
     }
 
     /// One that relies on the poller, if it looks: its waker is to be registered, and then `rests` to be asked.
     #[inline]
     pub(crate) fn relying(queue: &'q Shared) -> Option<Self> {
         let relies = queue.duty.is_polled() && queue.duty.join(|| queue.post.is_reliable());
-        relies.then(|| Waiter { queue, since: None, is_counted: true, spins: false, relies })
+        relies.then(|| Waiter { queue, since: None, is_counted: true, spins: false, rests: Rest::OnPoller })
     }
 
-    /// Whether the future is pending, because it just came to rely on the poller, and registered its waker: who gives up polling wakes all
-    /// whose wakers are there.
+    /// One that lets other tasks run: `yield_to_runtime` must follow, without locks. It does not count as waiting.
+    #[inline]
+    pub(crate) fn giving_way(queue: &'q Shared) -> Self {
+        let mut waiter = Waiter::new(queue);
+        waiter.rests = Rest::GivesWay;
+        waiter
+    }
+
+    /// Whether the future is pending since this poll; its waker is registered by now.
     #[inline]
     pub(crate) fn rests(&mut self) -> bool {
-        std::mem::take(&mut self.relies) && self.queue.duty.is_seen_to()
+        match std::mem::replace(&mut self.rests, Rest::Not) {
+            Rest::Not => false,
+            Rest::GivesWay => true,
+            // Who gives up polling wakes all whose wakers are there.
+            Rest::OnPoller => self.queue.duty.is_seen_to(),
+        }
     }
 
     /// Counts as waiting from now on; whether the poller looks.
@@ -223,11 +275,13 @@ impl<'q> Waiter<'q> {
                 return Ok(Spin::Rely);
             }
         }
-        let (start, limit) = if is_busy {
-            (Instant::now(), BUSY_TURN)
-        } else {
-            (*self.since.get_or_insert_with(Instant::now), queue.times.spin())
-        };
+        let now = Instant::now();
+        let (start, limit) =
+            if is_busy { (now, BUSY_TURN) } else { (*self.since.get_or_insert(now), queue.times.spin()) };
+        // At the first poll that finds nothing; later ones are those of a future that others ran before.
+        if start == now && queue.turn.is_over(now) {
+            return Ok(self.hand_over());
+        }
         let mut spins = 0;
         let end = loop {
             let is_round = spins % ROUND == 0;

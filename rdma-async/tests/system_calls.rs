@@ -2,7 +2,8 @@
 //! provider, so that what would be counted is this library's.
 //!
 //! A child of this test runs the loops under the kernel's strict secure computing mode (`man 2 seccomp`), in which a thread may read,
-//! write and exit, and is killed at any other call: the thread that got to the end made none.
+//! write and exit, and is killed at any other call: the thread that got to the end made none. It does fewer operations than may be ready in a
+//! row (1024): then other tasks get their turn, and tokio looks for I/O.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -66,7 +67,7 @@ fn a_send_and_a_receive_make_no_system_call() {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "a_send_and_a_receive_make_no_system_call", "--nocapture", "--test-threads=1"]);
-    let output = command.env(ROUNDS, "1000").output().unwrap();
+    let output = command.env(ROUNDS, "400").output().unwrap();
     assert!(output.status.success(), "the thread was killed at a system call: {output:?}");
 }
 
@@ -88,7 +89,7 @@ fn child(count: u64) -> ! {
         for mode in MODES {
             let pair = connections(mode).await;
             // What grows once does so now.
-            rounds(&pair.0, 100).await;
+            rounds(&pair.0, 50).await;
             all.push(pair);
         }
         set_secure_computing_mode(SecureComputingMode::Strict).unwrap();

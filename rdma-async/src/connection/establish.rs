@@ -159,6 +159,8 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     let answer = exchange.swap::<Ready, Ready>(&ready).await;
     let link = Arc::new(connected?);
     answer.map_err(failed)?.map_err(refused)?;
+    // What the runtime allocates for the first task that lets others run it allocates here, and for no operation.
+    tokio::task::yield_now().await;
     domain.watch(link.qp_num, link.lane.watched());
     let watcher = watch(Guarded(Arc::clone(&link)), exchange.into_inner(), config.keep_alive);
     let watcher = tokio::spawn(trace::watching(link.qp_num, watcher));

@@ -59,7 +59,7 @@ impl<T: Connected> Link<T> {
     pub(super) fn count_keep_alive(&self, before: ConnectionCounters) -> bool {
         let mut state = self.lane.lock();
         let is_idle = state.counters() == before && state.sends_in_flight() == 0;
-        state.counted.keep_alives += u64::from(is_idle);
+        state.keep_alives += u64::from(is_idle);
         is_idle
     }
 
