@@ -175,6 +175,31 @@ fn the_runtime_of_the_domain_ends_while_futures_wait() {
     }
 }
 
+/// The runtime of the domain and of the connection ends while operations are under way: nobody is left to read, but the futures themselves.
+#[test]
+fn the_runtime_of_all_ends_while_sends_wait() {
+    for mode in MODES {
+        let (brief, lasting) = (runtime(1), runtime(2));
+        let config = Config::rc().wait_mode(mode).keep_alive(None).receive_depth(1).spare_buffers(4);
+        let (a, b) = brief.block_on(async { common::pair(&common::domain(), &config).await });
+        lasting.block_on(async move {
+            // Its only receive was used, and there is no memory for another.
+            a.send(vec![a.pool().acquire().await]).await.0.unwrap();
+            let _held: Vec<_> = std::iter::from_fn(|| b.pool().try_acquire()).collect();
+            let _message = b.recv().await.unwrap();
+            let sends = tokio::spawn(async move {
+                let (single, batched) = (a.pool().acquire().await, a.pool().acquire().await);
+                tokio::join!(a.send(single), a.batch().send(batched).post())
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(!sends.is_finished());
+            brief.shutdown_background();
+            let ((sent, _), (posted, _)) = tokio::time::timeout(PATIENCE, sends).await.unwrap().unwrap();
+            assert!(sent.is_err() && posted.is_err(), "{mode:?}: {sent:?} {posted:?}");
+        });
+    }
+}
+
 /// Whoever looks for others is dropped at any moment, also while they rely on it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn futures_that_come_and_go() {

@@ -22,6 +22,12 @@ const UNSERVED: usize = 16;
 /// A future that waits.
 const ONE: usize = 32;
 
+/// Whether the queue is armed, and somebody takes its event.
+#[inline(always)]
+fn tells(word: usize) -> bool {
+    word & (ARMED | UNSERVED) == ARMED
+}
+
 /// What a future that found nothing is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -70,7 +76,7 @@ impl Duty {
     #[inline]
     pub(crate) fn is_seen_to(&self) -> bool {
         let word = self.0.load(SeqCst);
-        (word & (SPINS | POLLED) != 0 || word & (ARMED | UNSERVED) == ARMED) && word & ORPHANED == 0
+        (word & (SPINS | POLLED) != 0 || tells(word)) && word & ORPHANED == 0
     }
 
     /// Whether others wait besides the caller.
@@ -112,7 +118,6 @@ impl Duty {
     /// event dispatches, and then looks who is counted. The lock under which it found nothing is held until then.
     #[inline]
     pub(crate) fn rely_on_event(&self) -> bool {
-        let tells = |word| word & (ARMED | UNSERVED) == ARMED;
         if !tells(self.0.load(SeqCst)) {
             return false;
         }
@@ -145,7 +150,7 @@ impl Duty {
         }
         self.change(|word| {
             let next = (word - ONE) & !SPINS;
-            let is_due = next >= ONE && next & (POLLED | ARMED | ORPHANED) == 0;
+            let is_due = next >= ONE && next & (POLLED | ORPHANED) == 0 && !tells(next);
             (if is_due { next | POLLED } else { next }, is_due)
         })
     }
@@ -162,13 +167,17 @@ impl Duty {
         })
     }
 
-    /// Who waits goes to sleep. True when the queue has to be armed for that.
+    /// Who waits goes to sleep. True when the queue has to be armed for that. `None`, and no change, if nobody takes events any more: who spins
+    /// does so still.
     #[inline]
-    pub(crate) fn sleep(&self, spins: bool) -> bool {
-        if !spins {
-            return self.arm();
-        }
-        self.change(|word| (word & !SPINS | ARMED, word & ARMED == 0))
+    pub(crate) fn sleep(&self, spins: bool) -> Option<bool> {
+        self.change(|word| {
+            if word & UNSERVED != 0 {
+                return (word, None);
+            }
+            let next = if spins { word & !SPINS } else { word };
+            (next | ARMED, Some(word & ARMED == 0))
+        })
     }
 
     /// The queue is to be armed. True when it was not.
@@ -189,9 +198,8 @@ impl Duty {
 
     /// As `arm`, if somebody waits for whom nobody looks. `may_rely`: the poller runs if it is to look.
     pub(crate) fn rearm(&self, may_rely: bool) -> bool {
-        let looks = if may_rely { POLLED | ARMED } else { ARMED };
         self.change(|word| {
-            let is_due = word >= ONE && word & looks == 0;
+            let is_due = word >= ONE && !(tells(word) || may_rely && word & POLLED != 0);
             (if is_due { word | ARMED } else { word }, is_due)
         })
     }
@@ -213,9 +221,9 @@ impl Duty {
     }
 
     /// The poller stops if the queue is armed still: those who wait rely on the event. Otherwise the event was taken meanwhile, and left
-    /// to the poller: false, and it goes on.
+    /// to the poller, or nobody takes one: false, and it goes on.
     pub(crate) fn rest(&self) -> bool {
-        self.change(|word| if word & ARMED == 0 { (word, false) } else { (word & !POLLED, true) })
+        self.change(|word| if tells(word) { (word & !POLLED, true) } else { (word, false) })
     }
 
     /// The poller stops. Those who relied on it have to be woken.

@@ -350,7 +350,7 @@ impl<T: Carries> Lane<T> {
     fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
         state.has_put_off = false;
         if state.has_reader_put_off {
-            return self.wake_all(state);
+            return self.wake_and_run(state);
         }
         let waker = state.receivers.first();
         drop(state);
@@ -359,8 +359,9 @@ impl<T: Carries> Lane<T> {
         }
     }
 
+    /// As `wake`, and runs what the reader has put off.
     #[inline(never)]
-    fn wake_all(&self, mut state: MutexGuard<'_, State<T>>) {
+    fn wake_and_run(&self, mut state: MutexGuard<'_, State<T>>) {
         state.has_reader_put_off = false;
         let waker = if state.has_arrived() { state.receivers.first() } else { None };
         drop(state);
@@ -530,7 +531,7 @@ impl<T: Carries> State<T> {
         self.received.is_multiple_of(IN_A_ROW)
     }
 
-    /// An entry for an operation that is posted, or given back, before the lock is let go.
+    /// An entry for an operation that is posted, or given back, before the lock is let go: so `ONLY` need not be taken before `posted`.
     #[inline(always)]
     pub(crate) fn next_entry(&mut self) -> Option<u32> {
         if self.is_only_free { Some(ONLY) } else { self.allocate_other() }
@@ -606,7 +607,7 @@ impl<T: Carries> State<T> {
         }
     }
 
-    /// An operation of one buffer that was just posted succeeded: its entry, which it did not use, is free still.
+    /// An operation of one buffer that was just posted succeeded. It did not use its entry: `ONLY` was not taken, another one is given back.
     #[inline(always)]
     fn succeed(&mut self, slot: u32) {
         self.succeeded += 1;
@@ -689,11 +690,12 @@ impl<T: Carries> State<T> {
             self.arrived = self.more.pop_front();
         }
         self.received += 1;
-        if self.refused.is_some() || !self.post_one(lane) {
+        if self.post_one(lane) {
+            if self.missing > 0 {
+                self.refill(lane);
+            }
+        } else {
             self.missing += 1;
-        }
-        if self.missing > 0 {
-            self.refill(lane);
         }
         Some(mail)
     }

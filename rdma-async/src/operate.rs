@@ -57,8 +57,7 @@ pub(crate) struct Operate<'c, O: Owner, S: Source, F> {
     limit: usize,
     /// Until the first poll.
     start: Option<(S, F)>,
-    /// After a first poll that it was not done with.
-    /// Dropped by hand, which costs a look.
+    /// After a first poll that it was not done with. Dropped by hand: most futures have none, and see that at a glance.
     wait: ManuallyDrop<Option<Wait<'c, O::Transport, S>>>,
 }
 
@@ -237,8 +236,14 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {
                 owner.unreadable(&error);
-                // It ends when the queue pair is destroyed.
-                stage.check(owner, Some(cx))
+                // What that flushed is read here; otherwise it ends when the queue pair is destroyed.
+                let queue = &owner.lane().queue.shared;
+                queue.read_out();
+                let outcome = stage.check(owner, Some(cx));
+                if outcome.is_pending() {
+                    queue.look_again(cx);
+                }
+                outcome
             }
             Poll::Pending => Poll::Pending,
         }

@@ -223,6 +223,26 @@ impl Shared {
         reader::run(&self.reader);
     }
 
+    /// A future that met an error reads what is left: perhaps nobody else does.
+    #[cold]
+    pub(crate) fn read_out(&self) {
+        /// Completions of others may come without end.
+        const ROUNDS: usize = 64;
+        for _ in 0..ROUNDS {
+            if !matches!(self.dispatch(), Ok(1..)) {
+                break;
+            }
+        }
+    }
+
+    /// A future that met an error is pending still: if nobody takes events, it has to look again.
+    #[cold]
+    pub(crate) fn look_again(&self, cx: &mut Context<'_>) {
+        if self.driver.check().is_err() {
+            yield_to_runtime(cx);
+        }
+    }
+
     pub(crate) fn count_spin(&self) {
         self.statistics.spins.fetch_add(1, Relaxed);
     }

@@ -91,7 +91,7 @@ impl Later {
     #[inline]
     pub(crate) fn wake(&mut self, wakers: impl IntoIterator<Item = Waker>) {
         self.wakers.extend(wakers);
-        self.any = true;
+        self.any |= !self.wakers.is_empty();
     }
 
     /// Drops the buffers of a completion that nobody wants.

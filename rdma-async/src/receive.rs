@@ -44,8 +44,7 @@ type Starved<'c> = Pin<Box<dyn Future<Output = Result<Buffer, OperationError>> +
 pub(crate) struct Receive<'c, O: Receiver> {
     owner: &'c O,
     ticket: Ticket,
-    /// After a poll that found nothing.
-    /// Dropped by hand, which costs a look.
+    /// After a poll that found nothing. Dropped by hand: most futures have none, and see that at a glance.
     wait: ManuallyDrop<Option<Wait<'c, Mail<O>>>>,
 }
 

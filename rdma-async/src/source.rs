@@ -60,7 +60,7 @@ pub(crate) mod sealed {
         /// It is one buffer: then `of_buffer` makes it again.
         const IS_BUFFER: bool = false;
 
-        /// Then as `rejoin`, in fewer instructions.
+        /// As `rejoin`, in fewer instructions, where `IS_BUFFER`.
         #[inline]
         fn of_buffer(_: &Self::Kept, _: Buffer) -> Self {
             unreachable!("not one buffer")

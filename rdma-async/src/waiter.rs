@@ -188,7 +188,7 @@ impl<'q> Waiter<'q> {
     }
 
     /// One that sleeps, because the queue is armed: its waker is to be registered under the lock under which nothing was found. Then it is
-    /// pending: whoever takes the event saw that it is counted.
+    /// pending: whoever takes the event dispatches under that lock, and then sees that it is counted.
     #[inline]
     pub(crate) fn asleep(queue: &'q Shared) -> Option<Self> {
         if queue.mode != WaitMode::Event || !queue.duty.rely_on_event() {
@@ -239,7 +239,13 @@ impl<'q> Waiter<'q> {
     fn fall_asleep(&mut self) -> Result<bool, Error> {
         self.queue.statistics.sleeps.fetch_add(1, Relaxed);
         self.queue.driver.check()?;
-        if !self.queue.duty.sleep(std::mem::take(&mut self.spins)) {
+        let Some(is_to_arm) = self.queue.duty.sleep(self.spins) else {
+            // It ended in between.
+            self.queue.driver.check()?;
+            return Ok(false);
+        };
+        self.spins = false;
+        if !is_to_arm {
             return Ok(true);
         }
         match self.queue.arm_and_drain() {

@@ -39,6 +39,8 @@ struct Queue {
     /// The poller is called when it is asleep, and looks at the duty before it sleeps.
     is_asleep: Mutex<bool>,
     done: AtomicUsize,
+    /// Nobody takes events any more.
+    is_over: AtomicBool,
     mode: Mode,
 }
 
@@ -64,6 +66,7 @@ impl Queue {
             poller: Notify::new(),
             is_asleep: Mutex::new(false),
             done: AtomicUsize::new(0),
+            is_over: AtomicBool::new(false),
             mode,
         })
     }
@@ -170,7 +173,8 @@ impl Queue {
                 return Polled::Pending;
             }
         }
-        if self.duty.sleep(true) {
+        let Some(is_to_arm) = self.duty.sleep(true) else { return self.found(true) };
+        if is_to_arm {
             self.arm_and_drain();
             if self.check(i, true) {
                 return self.found(false);
@@ -207,7 +211,8 @@ impl Queue {
                 return Polled::Pending;
             }
         }
-        if self.duty.sleep(false) {
+        let Some(is_to_arm) = self.duty.sleep(false) else { return self.found(false) };
+        if is_to_arm {
             self.arm_and_drain();
             if self.check(i, true) {
                 return self.found(false);
@@ -232,11 +237,31 @@ impl Queue {
                 thread::yield_now();
                 continue;
             }
+            if self.is_over.load(SeqCst) {
+                self.duty.give_up();
+                self.wake_all();
+                continue;
+            }
             let found = if self.duty.arm() { self.arm_and_drain() } else { 0 };
             if found == 0 {
                 self.duty.rest();
             }
         }
+    }
+
+    fn wake_all(&self) {
+        for i in 0..FUTURES {
+            if std::mem::take(&mut self.places.lock().unwrap()[i].has_waker) {
+                self.wakers[i].notify();
+            }
+        }
+    }
+
+    /// The driver ends: nothing completes either, and those who would sleep meet an error.
+    fn end(&self) {
+        self.is_over.store(true, SeqCst);
+        self.duty.end_service();
+        self.wake_all();
     }
 
     /// The device, and the driver, which takes its events.
@@ -275,35 +300,50 @@ fn model(run: impl Fn() + Sync + Send + Clone + 'static) {
     builder.check(run);
 }
 
-fn everybody_is_served(mode: Mode) {
+/// Where the driver `ends`, it does instead of the second completion.
+fn everybody_is_served(mode: Mode, ends: bool) {
     let queue = Queue::new(mode);
     let spawn = |run: fn(&Queue)| {
         let queue = Arc::clone(&queue);
         thread::spawn(move || run(&queue))
     };
-    let threads = [
-        spawn(|queue| queue.wait(1)),
-        spawn(Queue::serve),
-        spawn(|queue| {
+    let device = if ends {
+        |queue: &Queue| {
+            queue.complete(0);
+            queue.end();
+        }
+    } else {
+        |queue: &Queue| {
             queue.complete(0);
             queue.complete(1);
-        }),
-    ];
+        }
+    };
+    let threads = [spawn(|queue| queue.wait(1)), spawn(Queue::serve), spawn(device)];
     queue.wait(0);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 #[test]
 fn loom_event() {
-    model(|| everybody_is_served(Mode::Event));
+    model(|| everybody_is_served(Mode::Event, false));
 }
 
 #[test]
 fn loom_adaptive() {
-    model(|| everybody_is_served(Mode::Adaptive));
+    model(|| everybody_is_served(Mode::Adaptive, false));
 }
 
 #[test]
 fn loom_busy() {
-    model(|| everybody_is_served(Mode::Busy));
+    model(|| everybody_is_served(Mode::Busy, false));
+}
+
+#[test]
+fn loom_event_ends() {
+    model(|| everybody_is_served(Mode::Event, true));
+}
+
+#[test]
+fn loom_adaptive_ends() {
+    model(|| everybody_is_served(Mode::Adaptive, true));
 }

@@ -126,8 +126,14 @@ impl<T: Connected> Future for Post<'_, T> {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
             Poll::Ready(Err(error)) => {
                 link.unreadable(&error);
-                // What was posted ends when the watcher destroys the queue pair.
-                check(link, requests, refusal, slot, ticket, Some(cx))
+                // What that flushed is read here; otherwise it ends when the watcher destroys the queue pair.
+                let queue = &link.lane.queue.shared;
+                queue.read_out();
+                let outcome = check(link, requests, refusal, slot, ticket, Some(cx));
+                if outcome.is_pending() {
+                    queue.look_again(cx);
+                }
+                outcome
             }
             Poll::Pending => Poll::Pending,
         }

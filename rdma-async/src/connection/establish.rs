@@ -217,7 +217,7 @@ impl<T: Connected> Prepared<T> {
             ConnectedInit { port: options.port, pkey_index: options.pkey_index, access: options.access };
         let pair = pair.init(&init)?;
         // Before the peer can send: what finds no receive waits for a timer.
-        let receive_depth = config.receive_depth.min(pair.capacity().max_recv);
+        let receive_depth = config.receive_depth.min(pair.capacity().max_recv).max(1);
         let lane = Lane::new(&queue, pool, pair.capacity().max_send, receive_depth)?;
         while lane.lock().in_flight() < receive_depth {
             let Some(buffer) = lane.pool.try_acquire() else { break };

@@ -285,8 +285,9 @@ impl UdEndpoint {
     /// What happened on this endpoint so far.
     #[must_use]
     pub fn counters(&self) -> UdCounters {
-        let lane = self.lane.lock().counters();
+        // In this order: what is unreadable was received before.
         let Tables { unreadable, recovered, .. } = *self.tables();
+        let lane = self.lane.lock().counters();
         UdCounters {
             posted: lane.posted,
             completed: lane.completed,

@@ -157,7 +157,7 @@ impl Completions {
     ///
     /// # Safety
     ///
-    /// The last poll gave it, and it is handed out once; of the simple ones, `taken` at most, the first were taken.
+    /// The last poll gave it, and it is handed out once. The first `taken` of the simple ones, no more than there are, were taken.
     #[inline(always)]
     pub(super) unsafe fn lend(&mut self, lot: Lot, taken: usize) -> Lent<'_> {
         let (listed, listed_left) =
