@@ -752,6 +752,15 @@ impl<T: Carries> State<T> {
         self.refused = request.into_payload().into_buffers().next();
     }
 
+    /// For the place of `post_recv`, and back.
+    pub(crate) fn take_refused(&mut self) -> Option<Buffer> {
+        self.refused.take()
+    }
+
+    pub(crate) fn keep_refused(&mut self, buffer: Option<Buffer>) {
+        self.refused = buffer;
+    }
+
     /// Posts a receive.
     pub(crate) fn post_recv(
         &mut self,

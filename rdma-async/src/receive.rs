@@ -243,6 +243,21 @@ impl<'c, M> Wait<'c, M> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), OperationError>> {
         let lane = owner.lane();
+        let mut state = lane.lock();
+        if state.receive_error.is_some() {
+            drop(state);
+            self.starved = None;
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(buffer) = state.take_refused() {
+            let posted = state.post_recv(lane, buffer);
+            let posted = posted.map_err(|(error, buffer)| {
+                state.keep_refused(buffer);
+                error
+            });
+            return Poll::Ready(posted);
+        }
+        drop(state);
         let starved = self.starved.get_or_insert_with(|| {
             Box::pin(async move {
                 tokio::select! {
