@@ -7,7 +7,7 @@ use std::{
 
 /// How the futures of a completion queue wait when their completion is not there yet.
 ///
-/// In every mode others get their turn: after 1024 operations, or messages, of a connection that were ready at their first polls, and after 200
+/// In every mode others get their turn: after 4096 operations, or messages, of a connection that were ready at their first polls, and after 200
 /// microseconds in which a future of the queue always found by polling what it waited for, the next one lets the other tasks of its
 /// runtime run first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -19,7 +19,7 @@ const ROUND: u64 = 8;
 
 /// So many operations, and messages, in a row may be ready at their first polls before the next one lets other tasks run: a program that
 /// awaits them in a loop would keep its thread for itself.
-pub(crate) const IN_A_ROW: u64 = 1024;
+pub(crate) const IN_A_ROW: u64 = 4096;
 
 /// So long the futures of a queue may find what they wait for by spinning before one of them lets other tasks run: they may be about to post
 /// what would be under way at the same time.

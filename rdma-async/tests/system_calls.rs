@@ -3,7 +3,7 @@
 //!
 //! A child of this test runs the loops under the kernel's strict secure computing mode (`man 2 seccomp`), in which a thread may read,
 //! write and exit, and is killed at any other call: the thread that got to the end made none. It does fewer operations than may be ready in a
-//! row (1024): then other tasks get their turn, and tokio looks for I/O.
+//! row (4096): then other tasks get their turn, and tokio looks for I/O.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
