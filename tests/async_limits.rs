@@ -4,7 +4,9 @@
 mod common;
 
 use std::{
+    future::Future,
     sync::{Arc, Mutex},
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -226,6 +228,32 @@ async fn others_get_their_turn() {
             }
         }
     }
+}
+
+/// A receive that lets others run and is dropped for it does not leave its turn to the next one: who polls once a time gets all messages.
+#[tokio::test]
+async fn a_turn_is_given_once() {
+    let domain = Domain::new(&Device::null().unwrap().open().unwrap()).unwrap();
+    let config = Config::rc().wait_mode(WaitMode::Event).keep_alive(None);
+    let (left, right) = tokio::io::duplex(64);
+    let (a, b) = tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+    let (a, _b) = (a.unwrap(), b.unwrap());
+    let mut buffer = a.pool().acquire().await;
+    let mut in_vain = 0;
+    for _ in 0..10_000 {
+        let (result, returned) = a.send(buffer).await;
+        result.unwrap();
+        buffer = returned;
+        for attempt in 0.. {
+            assert!(attempt < 3, "the message is there");
+            let polled = std::pin::pin!(a.recv()).poll(&mut Context::from_waker(Waker::noop()));
+            if polled.is_ready() {
+                break;
+            }
+            in_vain += 1;
+        }
+    }
+    assert_eq!((in_vain, a.counters().received, a.counters().completed), (2, 10_000, 10_000));
 }
 
 #[tokio::test]

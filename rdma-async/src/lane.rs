@@ -123,6 +123,8 @@ pub(crate) struct State<T: Carries> {
     /// one less than it, and the first is none.
     succeeded: u64,
     received: u64,
+    /// Of either count, how many are turns of others instead: each is given once, also if the future that gave it is dropped.
+    turns: [u64; 2],
     failed: u64,
     pub(crate) keep_alives: u64,
     pub(crate) errors: Errors,
@@ -209,6 +211,7 @@ impl<T: Carries> Lane<T> {
                 has_reader_put_off: false,
                 succeeded: 1,
                 received: 1,
+                turns: [0; 2],
                 failed: 0,
                 keep_alives: 0,
                 errors: Errors::default(),
@@ -531,6 +534,20 @@ impl<T: Carries> State<T> {
         self.received.is_multiple_of(IN_A_ROW)
     }
 
+    /// An operation lets others run.
+    #[cold]
+    pub(crate) fn give_turn(&mut self) {
+        self.succeeded += 1;
+        self.turns[0] += 1;
+    }
+
+    /// So does who waits for a message.
+    #[cold]
+    pub(crate) fn give_turn_received(&mut self) {
+        self.received += 1;
+        self.turns[1] += 1;
+    }
+
     /// An entry for an operation that is posted, or given back, before the lock is let go: so `ONLY` need not be taken before `posted`.
     #[inline(always)]
     pub(crate) fn next_entry(&mut self) -> Option<u32> {
@@ -669,7 +686,8 @@ impl<T: Carries> State<T> {
 
     /// What happened so far.
     pub(crate) fn counters(&self) -> ConnectionCounters {
-        let (completed, received) = (self.succeeded - 1, self.received - 1);
+        let completed = self.succeeded - 1 - self.turns[0];
+        let received = self.received - 1 - self.turns[1];
         ConnectionCounters {
             posted: completed + self.failed + self.abandoned + u64::from(self.sends),
             completed,

@@ -146,7 +146,10 @@ impl<'c, O: Owner, S: Source + 'c, F: Request<O::Transport> + 'c> Operate<'c, O,
         let queue = &self.owner.lane().queue.shared;
         let (waiter, gives_way) = match Waiter::relying(queue) {
             Some(waiter) => (waiter, false),
-            None if state.is_enough() => (Waiter::giving_way(queue), true),
+            None if state.is_enough() => {
+                state.give_turn();
+                (Waiter::giving_way(queue), true)
+            }
             None => (Waiter::new(queue), false),
         };
         let old = state.register(slot, cx.waker());

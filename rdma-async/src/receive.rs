@@ -121,7 +121,8 @@ impl<'c, O: Receiver> Receive<'c, O> {
     /// There may be a message, but others are to run first.
     #[cold]
     #[inline(never)]
-    fn give_way(&mut self, state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+    fn give_way(&mut self, mut state: MutexGuard<'c, State<O::Transport>>, cx: &mut Context<'_>) {
+        state.give_turn_received();
         self.stand(Waiter::giving_way(&self.owner.lane().queue.shared), state, cx);
         yield_to_runtime(cx);
     }
