@@ -7,7 +7,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use rdma_async::{
-    Config, ConnectError, Connected, Ended, Listener, connect, connect_over,
+    Config, ConnectError, Connected, Ended, Listener, OperationError, connect, connect_over,
     exchange::{Exchange, ExchangeError, MAX_FRAME},
 };
 use tokio::{
@@ -59,6 +59,55 @@ async fn the_end_of_the_stream_ends_the_connection() {
     for side in [&a, &b] {
         let error = tokio::time::timeout(Duration::from_secs(2), side.recv()).await.unwrap().unwrap_err();
         assert!(error.to_string().contains("lost the peer"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_side_that_fails_tells_the_peer_how() {
+    let domain = common::domain();
+    let (a, b) = common::pair(&domain, &Config::rc()).await;
+    let received = a.with_deadline(Duration::from_millis(10), a.recv()).await;
+    assert!(matches!(received, Err(OperationError::Ended(Ended::Deadline { .. }))), "{received:?}");
+    let end = timeout(LIMIT, b.until_ended()).await.unwrap();
+    let Ended::PeerFailed { reason } = &end else { panic!("{end}") };
+    assert_eq!(*reason, a.ended().unwrap().to_string());
+}
+
+/// Whatever a peer says of its failure ends the connection in bounded time and memory, and is fit to be printed.
+#[tokio::test]
+async fn a_failure_that_is_told_badly() {
+    let domain = common::domain();
+    let cases: [(&[u8], bool, &str); 5] = [
+        (b"F\0\x05short", true, "short"),
+        (b"F\0\x07a\x1b[2J\xff\n", true, "a [2J\u{fffd} "),
+        (b"F", true, "it does not say how"),
+        (b"F\0\x05shor", true, "it does not say how"),
+        (b"F\xff\xffmore than may be said", false, "it does not say how"),
+    ];
+    for (told, closes, expected) in cases {
+        let config = Config::rc();
+        let (left, mut middle_left) = tokio::io::duplex(64);
+        let (right, mut middle_right) = tokio::io::duplex(64);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let relay = tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut middle_left, &mut middle_right) => {}
+                _ = stopped => {}
+            }
+            (middle_left, middle_right)
+        });
+        let (a, b) =
+            tokio::join!(connect_over(left, &domain, &config), connect_over(right, &domain, &config));
+        let (a, _b) = (a.unwrap(), b.unwrap());
+        stop.send(()).unwrap();
+        let (mut to_a, _to_b) = relay.await.unwrap();
+        to_a.write_all(told).await.unwrap();
+        if closes {
+            to_a.shutdown().await.unwrap();
+        }
+        let end = timeout(LIMIT, a.until_ended()).await.unwrap();
+        let Ended::PeerFailed { reason } = &end else { panic!("{end}") };
+        assert_eq!(reason, expected);
     }
 }
 

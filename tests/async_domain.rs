@@ -79,7 +79,7 @@ async fn an_event_ends_the_connection_that_it_is_fatal_to_and_reaches_every_subs
         assert_eq!(events.missed(), 0);
     }
     let ended = tokio::time::timeout(Duration::from_secs(10), b.until_ended()).await.unwrap();
-    assert!(matches!(ended, Ended::Event { .. } | Ended::Failed(_) | Ended::ClosedByPeer), "{ended}");
+    assert!(matches!(ended, Ended::Event { .. } | Ended::Failed(_) | Ended::PeerFailed { .. }), "{ended}");
     assert!(a.ended().is_some());
 }
 

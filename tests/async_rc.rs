@@ -196,9 +196,9 @@ async fn a_failed_operation_ends_the_connection_with_its_reason() {
     let error = result.unwrap_err();
     assert!(matches!(&error, OperationError::Completion(e) if !e.is_flush()), "{error}");
     let (result, _buffer) = a.send(buffer).await;
-    // The peer's device tells it of the write that it refused, so that the peer's end may be known here first.
+    // The peer's device tells it of the write that it refused, so that its failure may be known here first.
     assert!(
-        matches!(result, Err(OperationError::Ended(Ended::Failed(_) | Ended::ClosedByPeer))),
+        matches!(result, Err(OperationError::Ended(Ended::Failed(_) | Ended::PeerFailed { .. }))),
         "{result:?}"
     );
     assert!(a.recv().await.is_err());

@@ -44,6 +44,13 @@ pub enum Ended {
     /// The peer closed or dropped it.
     #[error("closed by the peer")]
     ClosedByPeer,
+    /// The peer's side of the connection failed, as it said itself. Operations of this side that were in flight had a moment to end with what
+    /// the peer's device answered.
+    #[error("the peer's side failed: {reason}")]
+    PeerFailed {
+        /// What the peer said, at most 1000 bytes of it.
+        reason: String,
+    },
     /// The peer went away without a word: it died, or the network between the peers did.
     #[error("lost the peer: {reason}")]
     PeerLost {

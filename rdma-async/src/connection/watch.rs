@@ -13,6 +13,16 @@ use crate::{error::Ended, publish};
 /// Says on the stream that the connection is being closed on purpose.
 const GOODBYE: u8 = b'B';
 
+/// Says on the stream that the connection failed; the length of the reason, two bytes, big endian, and the reason in UTF-8 follow.
+const FAILED: u8 = b'F';
+
+/// The most bytes of a reason: what is longer is cut, and not read.
+const REASON: usize = 1000;
+
+/// How long operations in flight have to end by themselves after the peer said that its side failed: what its device answered, such as the
+/// refusal of a write, says more than that, and may still be under way.
+const GRACE: Duration = Duration::from_millis(200);
+
 /// On the stream of a transport without acknowledgements: asks whether the peer still runs, which answers with `HERE`.
 const THERE: u8 = b'?';
 const HERE: u8 = b'!';
@@ -47,17 +57,56 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
         never = probe_when_idle(link, keep_alive) => match never {},
         never = publish::regularly(|| link.snapshot()) => match never {},
     };
+    if matches!(reason, Ended::PeerFailed { .. }) && link.lane.lock().sends_in_flight() > 0 {
+        let _ = tokio::time::timeout(GRACE, link.lane.until_ended()).await;
+    }
     // What the peer sent before it left is received first.
     while matches!(link.lane.queue.shared.dispatch(), Ok(1..)) {}
     link.lane.end(reason);
+    // The first reason counts, which may be another one by now.
+    let word = match link.lane.why_ended() {
+        Some(reason) => farewell(&reason),
+        None => vec![GOODBYE],
+    };
     let _ = tokio::time::timeout(PATIENCE, async {
-        writer.write_all(&[GOODBYE]).await?;
+        writer.write_all(&word).await?;
         writer.shutdown().await
     })
     .await;
     drop((reader, writer));
     link.settle(PATIENCE).await;
     publish::now(&link.snapshot());
+}
+
+/// What the peer is told at the end.
+fn farewell(reason: &Ended) -> Vec<u8> {
+    match reason {
+        Ended::Closed | Ended::ClosedByPeer | Ended::PeerLost { .. } | Ended::PeerFailed { .. } => {
+            vec![GOODBYE]
+        }
+        failure => {
+            let reason = failure.to_string();
+            let reason = &reason.as_bytes()[..reason.len().min(REASON)];
+            let length = u16::try_from(reason.len()).unwrap_or_default();
+            [&[FAILED], &length.to_be_bytes()[..], reason].concat()
+        }
+    }
+}
+
+/// Reads what follows a `FAILED`.
+async fn failure(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
+    let text = tokio::time::timeout(PATIENCE, async {
+        let length = usize::from(reader.read_u16().await?);
+        let mut text = vec![0; length.min(REASON)];
+        reader.read_exact(&mut text).await?;
+        std::io::Result::Ok(text)
+    });
+    let reason = match text.await {
+        // A terminal may read it.
+        Ok(Ok(text)) => String::from_utf8_lossy(&text).replace(char::is_control, " "),
+        _ => "it does not say how".to_owned(),
+    };
+    Ended::PeerFailed { reason }
 }
 
 /// Listens to the peer's side of the stream until its end, which says why the connection ended; answers the peer's questions, and asks one
@@ -84,12 +133,13 @@ async fn converse(
             read = reader.read(&mut byte) => match (read, byte) {
                 (Ok(0), _) => return lost("its process ended or was killed (the stream to it closed without the goodbye of a connection that is closed)".into()),
                 (Ok(_), [GOODBYE]) => return Ended::ClosedByPeer,
+                (Ok(_), [FAILED]) => return failure(reader).await,
                 (Ok(_), [THERE]) => HERE,
                 (Ok(_), [HERE]) => {
                     unanswered = 0;
                     continue;
                 }
-                (Ok(_), [byte]) => return lost(format!("it sent {byte:#04x} where only a goodbye may come")),
+                (Ok(_), [byte]) => return lost(format!("it sent {byte:#04x} where only its end may be told")),
                 (Err(error), _) => return lost(format!("the stream to it failed: {error}")),
             },
             () = due => {
