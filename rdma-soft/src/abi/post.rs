@@ -216,12 +216,17 @@ pub(crate) unsafe extern "C" fn post_recv(
 ) -> c_int {
     // SAFETY: the caller passes a live queue pair.
     let data = unsafe { qp::data(qp) };
+    let mut locked = data.device.lock_receives(&data.qp);
     while !wr.is_null() {
         // SAFETY: the caller passes a list of valid work requests.
         let request = unsafe { &*wr };
         // SAFETY: with valid lists of elements.
         let result = unsafe { sges(request.sg_list, request.num_sge) }.and_then(|sges| {
-            data.device.post_receive(&data.qp, request.wr_id, sges).map_err(errno_of_receive)
+            let posted = match &mut locked {
+                Some(inner) => inner.receive.ring.push(request.wr_id, sges),
+                None => data.device.post_receive(&data.qp, request.wr_id, sges),
+            };
+            posted.map_err(errno_of_receive)
         });
         if let Err(errno) = result {
             // SAFETY: the caller passes a pointer that is valid for writes.

@@ -8,8 +8,8 @@
 //! * The background thread (`background`) does it for programs that do not call.
 //!
 //! An acknowledgement must not stand between a message and its answer: it is held until the program posts
-//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or a
-//! millisecond has passed. Arming a queue does not send it: programs arm before they answer, and the poll or
+//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or polls
+//! and always finds something, for 20 us; or a millisecond has passed. Arming a queue does not send it: programs arm before they answer, and the poll or
 //! sleep that follows is close enough.
 
 use std::io;
@@ -35,6 +35,9 @@ const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
 /// held and packets left to the threads they are for, counted likewise.
 const LOCAL_SOCKET_EVERY: u32 = 256;
 const LOCAL_HOLD: u32 = 16;
+/// So long acknowledgements are held by a thread that always finds something, in nanoseconds: others may wait for nothing
+/// else.
+const HOLD_WHILE_BUSY: u64 = 20_000;
 /// One receive call that yields so many bytes is part of a stream. A thread that is about to sleep looks again
 /// this often then: the next packets are near, and waking up costs more.
 const STREAM_BYTES: usize = 16 << 10;
@@ -121,9 +124,17 @@ impl Device {
     #[inline(always)]
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.counters.count(DeviceCounter::Drives);
-        if !cq.inbox.is_empty() && self.serve_inbox(cq, false, scratch) {
-            self.serve_sleepers(scratch);
-            return true;
+        if !cq.inbox.is_empty() {
+            // Who answers at once has answered what came in the rounds before.
+            if !scratch.held.is_empty()
+                && self.now().nanoseconds() >= scratch.held.since().nanoseconds() + HOLD_WHILE_BUSY
+            {
+                self.serve_held(scratch);
+            }
+            if self.serve_inbox(cq, false, scratch) {
+                self.serve_sleepers(scratch);
+                return true;
+            }
         }
         let before = scratch.idle_polls;
         let passed = |every: u32, after: u32| before / every != after / every;
@@ -177,8 +188,8 @@ impl Device {
     pub(super) fn serve_held(&self, scratch: &mut Scratch) -> bool {
         let mut worked = false;
         // Those that are held now: one that another thread is sending for comes back to the list.
-        for _ in 0..scratch.held.len() {
-            let Some(qp_num) = scratch.held.pop() else { break };
+        let held = scratch.held.take();
+        for &qp_num in &held {
             // It may be destroyed, which paid what it owed.
             let Some(qp) = self.queue_pairs().get(qp_num).cloned() else { continue };
             if qp.listed.owes_ack.load(Ordering::Relaxed) {
@@ -186,6 +197,7 @@ impl Device {
                 worked = true;
             }
         }
+        scratch.held.give_back(held);
         worked
     }
 
@@ -245,7 +257,7 @@ impl Device {
             }
         }
         if owes {
-            scratch.held.add(qp.qp_num);
+            scratch.held.add(qp.qp_num, now);
             deadline = deadline.min(now.nanoseconds() + TICK);
         }
         if self.lists.timers.set(qp, deadline) {

@@ -168,6 +168,13 @@ impl Device {
         self.serve_sleepers(scratch);
     }
 
+    /// For a list of receives: the locked receive queue of a queue pair in whose state they are just kept.
+    pub(crate) fn lock_receives<'q>(&self, qp: &'q QueuePair) -> Option<MutexGuard<'q, Inner>> {
+        let inner = qp.lock();
+        let keeps = qp.srq.is_none() && !matches!(inner.machine.state(), State::Reset | State::Err);
+        keeps.then_some(inner)
+    }
+
     pub(crate) fn post_receive(
         &self,
         qp: &QueuePair,

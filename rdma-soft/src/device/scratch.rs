@@ -9,6 +9,7 @@ use super::completion_queue::CompletionQueue;
 use super::egress::Batch;
 use super::inbox::SentTo;
 use crate::net::IcrcCache;
+use crate::proto::Time;
 use crate::wire::Qpn;
 
 /// Per thread.
@@ -20,7 +21,7 @@ pub(super) struct Scratch {
     pub(super) wakes: Wakes,
     /// Where this thread put packets for other threads.
     pub(super) sent_to: SentTo,
-    /// Queue pairs whose acknowledgements this thread held, to be sent when it polls in vain.
+    /// Queue pairs whose acknowledgements this thread held, to be sent when it polls in vain, or held them for long enough.
     pub(super) held: Held,
     /// Polls in a row that found nothing.
     pub(super) idle_polls: u32,
@@ -86,35 +87,50 @@ impl Wakes {
 /// Queue pairs that owe an acknowledgement, by number: a thread that never polls again must not keep them, and
 /// most are not looked up, for what they owe leaves with an answer.
 #[derive(Debug, Default)]
-pub(super) struct Held(Vec<Qpn>);
+pub(super) struct Held {
+    list: Vec<Qpn>,
+    /// When it was empty last.
+    since: Time,
+    /// Empty: the storage of the next list.
+    spare: Vec<Qpn>,
+}
 
 impl Held {
     /// More than this wait for the background thread's tick.
-    const MOST: usize = 64;
+    const MOST: usize = 1024;
 
-    pub(super) fn add(&mut self, qp_num: Qpn) {
-        if self.0.last() != Some(&qp_num) && self.0.len() < Self::MOST {
-            self.0.push(qp_num);
+    pub(super) fn add(&mut self, qp_num: Qpn, now: Time) {
+        if self.list.is_empty() {
+            self.since = now;
+        }
+        if self.list.last() != Some(&qp_num) && self.list.len() < Self::MOST {
+            self.list.push(qp_num);
         }
     }
 
     /// Nothing is owed any more, most likely by the one that was added last.
     pub(super) fn settled(&mut self, qp_num: Qpn) {
-        if self.0.last() == Some(&qp_num) {
-            self.0.pop();
+        if self.list.last() == Some(&qp_num) {
+            self.list.pop();
         }
     }
 
-    /// The oldest one.
-    pub(super) fn pop(&mut self) -> Option<Qpn> {
-        (!self.0.is_empty()).then(|| self.0.remove(0))
+    /// Takes all, oldest first. `give_back` must follow.
+    pub(super) fn take(&mut self) -> Vec<Qpn> {
+        std::mem::replace(&mut self.list, std::mem::take(&mut self.spare))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    pub(super) fn give_back(&mut self, mut taken: Vec<Qpn>) {
+        taken.clear();
+        self.spare = taken;
+    }
+
+    /// When it was empty last.
+    pub(super) fn since(&self) -> Time {
+        self.since
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 }
