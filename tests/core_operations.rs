@@ -225,6 +225,48 @@ fn batches() {
 }
 
 #[test]
+fn batches_of_receives() {
+    let pair = rc();
+    assert_eq!(pair.b.qp.post_recv_batch(&mut Vec::new()), Ok(0));
+    let request = |id: u64| match id % 3 {
+        0 => RecvRequest::new(pair.empty(8)).id(id),
+        1 => RecvRequest::new([pair.empty(2), pair.empty(2), pair.empty(2)]).id(id),
+        _ => RecvRequest::new(rdma_core::Payload::empty()).id(id),
+    };
+    // More than fits: the rest stays.
+    let mut batch: Vec<_> = (0..20).map(request).collect();
+    assert_eq!(pair.b.qp.post_recv_batch(&mut batch), Err(PostErrorKind::QueueFull));
+    assert_eq!(batch.len(), 4);
+    for round in 0..2 {
+        let count = if round == 0 { 16 } else { 4 };
+        for id in 0..count {
+            let message: &[u8] = if (id + round * 16) % 3 == 2 { b"" } else { b"hello" };
+            pair.a.qp.post_send(WorkRequest::send(pair.buffer(message))).unwrap();
+        }
+        for (done, id) in collect(&pair.b.cq, count).iter().zip(round * 16..) {
+            assert_eq!(done.id, id as u64);
+            let lengths: Vec<_> = done.buffers.iter().map(|buffer| buffer.len()).collect();
+            let expected: &[usize] = [&[5][..], &[2, 2, 1], &[]][id % 3];
+            assert_eq!(lengths, expected, "of receive {id}");
+        }
+        collect(&pair.a.cq, count);
+        if round == 0 {
+            assert_eq!(pair.b.qp.post_recv_batch(&mut batch), Ok(4));
+        }
+    }
+
+    // One that cannot be: those before it are posted.
+    let mut batch = vec![
+        RecvRequest::new(pair.empty(8)).id(1),
+        RecvRequest::new(rdma_core::Payload::inline(b"read only")).id(2),
+        RecvRequest::new(pair.empty(8)).id(3),
+    ];
+    assert_eq!(pair.b.qp.post_recv_batch(&mut batch), Err(PostErrorKind::NotWritable));
+    assert_eq!(batch.len(), 2);
+    assert_eq!(pair.b.qp.recv_queue().in_flight(), 1);
+}
+
+#[test]
 fn datagrams() {
     let pair = ud();
     let address = pair.address();

@@ -83,6 +83,9 @@ fn point_04_missing_slots_are_errors() {
     assert_eq!(refused.request.into_payload().into_buffers().count(), 1);
     let refused = qp.post_recv(pd.allocate(8).unwrap().into_buffer()).unwrap_err();
     assert_eq!(refused.request.into_payload().into_buffers().count(), 1);
+    let mut batch = vec![RecvRequest::new(pd.allocate(8).unwrap().into_buffer())];
+    assert!(qp.post_recv_batch(&mut batch).is_err());
+    assert_eq!(batch.pop().unwrap().into_payload().into_buffers().count(), 1);
     assert_eq!(cq.credits_in_use(), 0);
 }
 
@@ -180,6 +183,29 @@ fn point_08_failed_posts_give_the_request_back() {
     let ids: Vec<u64> = rig.cq.poll(&mut completions).unwrap().map(|c| c.id()).collect();
     assert_eq!(ids, [0, 1, 9]);
     assert_eq!(rig.cq.credits_in_use(), 0);
+    // One of receives: plain ones, and one that is a list.
+    for is_list in [false, true] {
+        rig.evil.post_recv.fail_after(2, libc::EINVAL);
+        let request = |id: u64| match is_list && id % 2 == 1 {
+            true => RecvRequest::new([rig.buffer()]).id(id),
+            false => RecvRequest::new(rig.buffer()).id(id),
+        };
+        let mut batch: Vec<_> = (0..4).map(request).collect();
+        let refused = rig.qp.post_recv_batch(&mut batch).unwrap_err();
+        assert!(refused.to_string().contains("ibv_post_recv"), "{refused}");
+        assert_eq!(rig.qp.recv_queue().in_flight(), 2);
+        rig.evil.post_recv.work();
+        assert_eq!(rig.qp.post_recv_batch(&mut batch), Ok(2), "they have their memory still");
+        for _ in 0..4 {
+            rig.qp.post_send(WorkRequest::send(rig.buffer())).unwrap();
+        }
+        let mut ids = Vec::new();
+        while ids.len() < 4 {
+            let received = |c: &rdma_core::Completion<'_>| c.opcode() == rdma_core::Opcode::Recv;
+            ids.extend(rig.cq.poll(&mut completions).unwrap().filter(received).map(|c| c.id()));
+        }
+        assert_eq!(ids, [0, 1, 2, 3]);
+    }
 }
 
 /// Point 1: a destroy that fails leaks the pair, its slots and their buffers.

@@ -323,7 +323,8 @@ impl<'a> Completion<'a> {
                 None
             }
         };
-        Completion { id: *id, buffer: ManuallyDrop::new(buffer), more: Some(held), completion }
+        let has_more = held.first.is_some() || !held.rest.is_empty();
+        Completion { id: *id, buffer: ManuallyDrop::new(buffer), more: has_more.then_some(held), completion }
     }
 }
 

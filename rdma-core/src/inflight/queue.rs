@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
-use verbs_sys::{ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
+use verbs_sys::{ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status};
 
 use super::health::Health;
 use super::held::{Held, HeldList, Keep};
@@ -117,6 +117,7 @@ pub(crate) struct PostState {
     /// Scratch for chains and scatter/gather lists.
     pub(crate) sges: Vec<ibv_sge>,
     pub(crate) chain: Vec<ibv_send_wr>,
+    pub(crate) recv_chain: Vec<ibv_recv_wr>,
     pub(crate) links: Vec<Link>,
     pub(crate) scratch: Scratch,
 }
@@ -266,6 +267,7 @@ impl WorkQueue {
                 reserved: false,
                 sges: Vec::new(),
                 chain: Vec::new(),
+                recv_chain: Vec::new(),
                 links: Vec::new(),
                 scratch: Scratch::new(),
             }),
@@ -493,10 +495,11 @@ impl WorkQueue {
 
     /// Completes the unsignalled sends posted before position `seq`: a completion of that position came,
     /// and a send queue completes in order (IBTA vol. 1, 10.8.3.3). The caller holds the lock of the
-    /// send queue's completion queue.
+    /// send queue's completion queue. `after_release` must follow.
     fn retire(&self, seq: u32, sink: &mut impl Sink) {
         let tail = self.ring_tail.load(Ordering::Acquire);
-        let mut head = self.ring_head.load(Ordering::Relaxed);
+        let first = self.ring_head.load(Ordering::Relaxed);
+        let mut head = first;
         while head != tail {
             let entry = WrId(self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed));
             // Positions are compared modulo 2^20; queues are at most 2^18 deep.
@@ -505,11 +508,11 @@ impl WorkQueue {
                 break;
             }
             head = head.wrapping_add(1);
-            self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
             // Stray: it came by itself meanwhile, with an error.
             let claim = self.slots.claim(entry.with_queue(self.index()), true);
             self.complete_claimed(entry.slot(), claim, &SUCCESS, sink);
         }
+        self.special.fetch_sub(head.wrapping_sub(first) * UNSIGNALED, Ordering::Relaxed);
         self.ring_head.store(head, Ordering::Relaxed);
     }
 
@@ -539,21 +542,25 @@ impl WorkQueue {
             self.health.note(wc);
         }
         // A simple send has no position: one that does comes between it and unsignalled ones before it.
-        if !matches!(claim, Claim::Simple(_)) && self.special.load(Ordering::Relaxed) >= UNSIGNALED {
+        let retires =
+            !matches!(claim, Claim::Simple(_)) && self.special.load(Ordering::Relaxed) >= UNSIGNALED;
+        if retires {
             // SAFETY: claimed.
             let payload = unsafe { self.slots.payload(slot) };
             // SAFETY: filled before it was published.
             let seq = unsafe { (*payload).meta.seq };
             self.retire(seq, sink);
         }
-        self.complete_claimed(slot, claim, wc, sink);
+        if self.complete_claimed(slot, claim, wc, sink) || retires {
+            self.after_release(sink);
+        }
         true
     }
 
-    /// Completes a claimed slot, of whatever kind.
-    fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) {
+    /// Completes a claimed slot, of whatever kind. When it gives true, `after_release` must follow.
+    fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
         match claim {
-            Claim::Stray => return,
+            Claim::Stray => return false,
             Claim::Polled | Claim::Simple(_) => {
                 // SAFETY: claimed, and given up.
                 let taken = unsafe { self.take(slot, claim.simple()) };
@@ -568,19 +575,22 @@ impl WorkQueue {
                 match unsafe { self.slots.finish(slot, waiting, *wc) } {
                     Ok(None) => {}
                     Ok(Some(waker)) => sink.defer(Later::Wake(waker)),
-                    Err(_abandoned) => self.discard(slot, sink),
+                    Err(_abandoned) => {
+                        self.discard(slot, sink);
+                        return true;
+                    }
                 }
-                return;
+                return false;
             }
             Claim::Ignored => {
                 sink.count(self.unpaid());
                 self.discard(slot, sink);
             }
         }
-        self.after_release(sink);
+        true
     }
 
-    /// Frees a claimed slot nobody waits for; what it held is dropped later, outside of locks.
+    /// Frees a claimed slot nobody waits for; what it held is dropped later, outside of locks. `after_release` must follow.
     fn discard(&self, slot: u32, sink: &mut impl Sink) {
         // SAFETY: claimed by the caller, who gives it up.
         let taken = unsafe { self.take(slot, None) };
@@ -592,7 +602,6 @@ impl WorkQueue {
         }
         // SAFETY: claimed, and emptied.
         unsafe { self.slots.release(slot) };
-        self.after_release(sink);
     }
 
     /// Wakes who waits for a slot, after one was released.
@@ -644,6 +653,7 @@ impl WorkQueue {
             count += u32::from(claim != Claim::Stray);
             self.complete_claimed(slot, claim, &wc, sink);
         }
+        self.after_release(sink);
         let tail = self.ring_tail.load(Ordering::Acquire);
         let left = tail.wrapping_sub(self.ring_head.load(Ordering::Relaxed));
         self.ring_head.store(tail, Ordering::Relaxed);

@@ -196,6 +196,21 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         self.inner.post_recv(request.into(), false).map(drop)
     }
 
+    /// Posts receives as one chain, with one call, in order. Those that were posted are taken out of the front of `requests`; what is
+    /// left was not posted. Gives how many were.
+    ///
+    /// # Errors
+    ///
+    /// Why the first that is left in `requests` could not be posted; those before it were.
+    pub fn post_recv_batch(&self, requests: &mut Vec<RecvRequest>) -> Result<usize, PostErrorKind>
+    where
+        S: CanRecv,
+    {
+        let (done, refusal) = self.inner.post_recv_chain(requests);
+        requests.drain(..done);
+        refusal.map_or(Ok(done), Err)
+    }
+
     /// Posts a receive that an [`Operation`] owns.
     ///
     /// # Errors
@@ -310,8 +325,5 @@ fn batch<T: Transport>(
 ) -> Result<usize, PostErrorKind> {
     let (done, refusal) = inner.post_chain(requests, owned, posted);
     requests.drain(..done);
-    match refusal {
-        None => Ok(done),
-        Some(kind) => Err(kind),
-    }
+    refusal.map_or(Ok(done), Err)
 }

@@ -7,9 +7,9 @@ use verbs_sys::{ibv_qp, ibv_recv_wr, ibv_sge, ibv_srq, inline};
 use super::inner::QpInner;
 use super::post::{fill, take_back, take_back_buffer};
 use super::refusal::{PostError, PostErrorKind, Refusal, refused};
-use super::request::RecvRequest;
+use super::request::{Data, Payload, RecvRequest};
 use crate::cq::Opcode;
-use crate::inflight::{Meta, Posted, WorkQueue};
+use crate::inflight::{Held, Meta, PostState, Posted, WorkQueue, WrId};
 use crate::mr::{Buffer, RawBuffer};
 
 /// Where a receive goes.
@@ -111,12 +111,99 @@ impl QpInner {
         }
     }
 
+    /// Posts requests in order until one cannot be: gives how many were, and why no more. Those that were posted have lost their
+    /// memory.
+    pub(crate) fn post_recv_chain(&self, requests: &mut [RecvRequest]) -> (usize, Option<PostErrorKind>) {
+        let (queue, target) = (&*self.rq, self.recv_target());
+        let mut guard = queue.lock_post();
+        let post = &mut *guard;
+        post.recv_chain.clear();
+        post.sges.clear();
+        let mut refusal = None;
+        for request in requests.iter_mut() {
+            match add(queue, post, request) {
+                Ok(wr) => post.recv_chain.push(wr),
+                Err(kind) => {
+                    refusal = Some(kind);
+                    break;
+                }
+            }
+        }
+        let count = post.recv_chain.len();
+        if count == 0 {
+            return (0, refusal);
+        }
+        // The vectors have stopped growing: their addresses hold.
+        let mut list = post.sges.as_mut_ptr();
+        for i in 0..count {
+            post.recv_chain[i].sg_list = list;
+            list = list.wrapping_add(usize::try_from(post.recv_chain[i].num_sge).unwrap_or(0));
+            post.recv_chain[i].next = match post.recv_chain.get_mut(i + 1) {
+                Some(next) => next,
+                None => std::ptr::null_mut(),
+            };
+        }
+        let mut bad = std::ptr::null_mut();
+        // SAFETY: pair and shared queue are live (S-1); the chain is linked and terminated, and valid for the call; the memory it names is
+        // held by the slots until the completions (S-2).
+        let code = unsafe { target.post(post.recv_chain.as_mut_ptr(), &raw mut bad) };
+        if code == 0 {
+            return (count, refusal);
+        }
+        // A provider that does not say which was the first that it refused leaves us not knowing: then all count as posted, because the
+        // device may have them.
+        let done = post.recv_chain.iter().position(|wr| std::ptr::eq(wr, bad)).unwrap_or(count);
+        for i in (done..count).rev() {
+            let slot = WrId(post.recv_chain[i].wr_id).slot();
+            queue.return_credits(1);
+            requests[i].payload = take_back(queue, post, slot, false);
+        }
+        (done, Some(refused(target.verb(), code)))
+    }
+
     #[inline(never)]
     fn post_any_recv(&self, request: RecvRequest, owned: bool) -> Result<u32, PostError<RecvRequest>> {
         let target = self.recv_target();
         // SAFETY: pair and shared queue are live (S-1), and `rq` is the queue of whichever it is.
         unsafe { post_recv(&self.rq, target, request, owned) }
     }
+}
+
+/// Adds one receive to the chain, with its slot filled and published: gives its work request, whose list is not yet named.
+fn add(
+    queue: &WorkQueue,
+    post: &mut PostState,
+    request: &mut RecvRequest,
+) -> Result<ibv_recv_wr, PostErrorKind> {
+    if !request.payload.is_writable() {
+        return Err(PostErrorKind::NotWritable);
+    }
+    let before = post.sges.len();
+    request.payload.list(&mut post.sges, queue.max_sge())?;
+    let num_sge = i32::try_from(post.sges.len() - before).unwrap_or(i32::MAX);
+    let mut wr = ibv_recv_wr { wr_id: 0, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge };
+    // A shared queue is never plain.
+    if request.is_plain()
+        && let Some(free) = queue.acquire_plain(post)
+    {
+        let data = std::mem::replace(&mut request.payload.data, Data::None);
+        let Data::One(Held::Buffer(buffer)) = data else { unreachable!("one buffer") };
+        let step = post.plain_step;
+        // SAFETY: the poster, and it acquired the slot.
+        wr.wr_id = unsafe { post.fill_buffer::<false>(&free, request.id, Opcode::Recv, step, buffer) }.0;
+        return Ok(wr);
+    }
+    let Some(free) = queue.acquire_paid(post) else { return Err(PostErrorKind::QueueFull) };
+    let (slot, payload) = (free.index(), free.payload());
+    // SAFETY: a place inside the payload.
+    let first = unsafe { &raw mut (*payload).first };
+    let taken = Payload { data: std::mem::replace(&mut request.payload.data, Data::None) };
+    // SAFETY: the poster, and `list` checked the length.
+    let held = unsafe { taken.hold(queue, slot, first.cast()) };
+    // SAFETY: the poster; what was there was taken out before the slot was released.
+    unsafe { fill(payload, Meta { id: request.id, keep: None, seq: 0, held, opcode: Opcode::Recv }) };
+    wr.wr_id = free.publish(const { Posted::Polled.step() }).0;
+    Ok(wr)
 }
 
 /// Posts one receive to a pair's own or a shared queue.

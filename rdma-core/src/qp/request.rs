@@ -313,12 +313,24 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
         self
     }
 
+    /// As [`id`](WorkRequest::id), in place.
+    #[inline]
+    pub fn set_id(&mut self, id: u64) {
+        self.id = id;
+    }
+
+    /// As [`unsignaled`](WorkRequest::unsignaled), in place.
+    #[inline]
+    pub fn set_unsignaled(&mut self) {
+        self.flags &= !ibv_send_flags::IBV_SEND_SIGNALED.0;
+    }
+
     /// Without a completion of its own when it succeeds. Its buffers come back with the next signalled
     /// completion of the queue; the library makes one at least every half queue. It is reported
     /// then too, as a success.
     #[inline]
     pub fn unsignaled(mut self) -> Self {
-        self.flags &= !ibv_send_flags::IBV_SEND_SIGNALED.0;
+        self.set_unsignaled();
         self
     }
 
