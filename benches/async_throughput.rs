@@ -17,16 +17,14 @@
 )]
 
 use std::{
-    future::Future,
-    pin::pin,
+    cell::RefCell,
     sync::{Arc, Barrier, Mutex},
-    task::{Context, Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use rdma_async::{Config, Domain, RcConnection, WaitMode, connect_over};
+use rdma_async::{Batch, Config, Domain, Message, RcConnection, WaitMode, connect_over};
 use rdma_core::{
     Buffer, CompletionQueue, Completions, ConnectOptions, Device, EndpointOptions, Opcode, Provider,
     QueuePair, RecvRequest, RemoteAccess, RemoteSlice, SharedRegion, WorkRequest,
@@ -59,28 +57,29 @@ fn latencies() -> Latencies {
 }
 
 thread_local! {
-    /// What the tasks of a thread recorded: a lock for each, which is never contended.
-    static OWN: Arc<Mutex<Latencies>> = {
-        let own = Arc::new(Mutex::new(latencies()));
-        ALL.lock().unwrap().push(Arc::clone(&own));
-        own
-    };
+    /// What the tasks of a thread recorded.
+    static OWN: RefCell<Own> = RefCell::new(Own(latencies()));
 }
 
-static ALL: Mutex<Vec<Arc<Mutex<Latencies>>>> = Mutex::new(Vec::new());
+struct Own(Latencies);
+
+/// What the tasks of all threads recorded that have ended.
+static ALL: Mutex<Option<Latencies>> = Mutex::new(None);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        ALL.lock().unwrap().get_or_insert_with(latencies).add(&self.0).unwrap();
+    }
+}
 
 /// `record` by a task.
 fn note(message: &[u8], epoch: Instant) -> Duration {
-    OWN.with(|own| record(&mut own.lock().unwrap(), message, epoch))
+    OWN.with_borrow_mut(|own| record(&mut own.0, message, epoch))
 }
 
-/// What all tasks recorded.
-fn noted() -> Latencies {
-    let mut all = latencies();
-    for own in &*ALL.lock().unwrap() {
-        all.add(std::mem::replace(&mut *own.lock().unwrap(), latencies())).unwrap();
-    }
-    all
+/// The rate of what tasks recorded in `elapsed`; their threads have ended.
+fn noted(elapsed: Duration) -> (f64, Latencies) {
+    rate(elapsed, ALL.lock().unwrap().take().unwrap())
 }
 
 /// Writes the time into a message.
@@ -274,7 +273,7 @@ fn synchronous(work: Work, length: Duration) -> (f64, Latencies) {
         threads.into_iter().for_each(|thread| all.add(thread.join().unwrap()).unwrap());
         all
     });
-    rate(begin, all)
+    rate(begin.elapsed(), all)
 }
 
 // ---- futures ----
@@ -416,6 +415,7 @@ async fn answer(server: Arc<RcConnection>) {
 /// Sends as many messages as there are in flight, and waits for all echoes.
 async fn ask_batches(client: Arc<RcConnection>, epoch: Instant, length: Duration) {
     let mut buffers = acquire(&client).await;
+    let mut messages = Vec::with_capacity(IN_FLIGHT);
     let mut now = Duration::ZERO;
     while now < length {
         let batch = buffers.drain(..).fold(client.batch(), |batch, mut buffer| {
@@ -425,8 +425,11 @@ async fn ask_batches(client: Arc<RcConnection>, epoch: Instant, length: Duration
         let (sent, returned) = batch.post().await;
         sent.unwrap();
         buffers = returned;
-        for _ in 0..IN_FLIGHT {
-            let message = client.recv().await.unwrap();
+        while messages.len() < IN_FLIGHT {
+            let left = IN_FLIGHT - messages.len();
+            client.recv_many(&mut messages, left).await.unwrap();
+        }
+        for message in messages.drain(..) {
             now = note(&message, epoch);
         }
     }
@@ -434,15 +437,10 @@ async fn ask_batches(client: Arc<RcConnection>, epoch: Instant, length: Duration
 
 /// Answers what has arrived with one batch.
 async fn answer_batches(server: Arc<RcConnection>) {
-    while let Ok(first) = server.recv().await {
-        let mut batch = server.batch().send(first.into_buffer());
-        for _ in 1..IN_FLIGHT {
-            // A receive that is dropped took nothing.
-            let arrived = pin!(server.recv()).poll(&mut Context::from_waker(Waker::noop()));
-            let Poll::Ready(Ok(message)) = arrived else { break };
-            batch = batch.send(message.into_buffer());
-        }
-        if batch.post().await.0.is_err() {
+    let mut messages = Vec::with_capacity(IN_FLIGHT);
+    while server.recv_many(&mut messages, IN_FLIGHT).await.is_ok() {
+        let buffers = messages.drain(..).map(Message::into_buffer);
+        if buffers.fold(server.batch(), Batch::send).post().await.0.is_err() {
             break;
         }
     }
@@ -458,22 +456,22 @@ fn by_core(work: Work, style: Style, length: Duration) -> (f64, Latencies) {
     let cores: Vec<_> = (0..CORES).map(core).collect();
     let start = Barrier::new(cores.len());
     let begin = Instant::now();
+    let core = |(runtime, group): &(Runtime, Group)| {
+        start.wait();
+        runtime.block_on(group.run(length));
+    };
     thread::scope(|scope| {
-        for (runtime, group) in &cores {
-            let start = &start;
-            scope.spawn(move || {
-                start.wait();
-                runtime.block_on(group.run(length));
-            });
-        }
+        let threads: Vec<_> = cores.iter().map(|own| scope.spawn(|| core(own))).collect();
+        // A scope does not wait for what threads do when they end.
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
-    rate(begin, noted())
+    noted(begin.elapsed())
 }
 
 /// One runtime with a thread per core, between which tasks move.
 fn shared(work: Work, length: Duration) -> (f64, Latencies) {
     let runtime = runtime();
-    runtime.block_on(async {
+    let elapsed = runtime.block_on(async {
         let mut groups = Vec::new();
         for _ in 0..CORES {
             groups.push(Group::new(work, Style::Tasks).await);
@@ -487,10 +485,13 @@ fn shared(work: Work, length: Duration) -> (f64, Latencies) {
             });
         }
         let groups = runs.join_all().await;
-        let rate = rate(begin, noted());
+        let elapsed = begin.elapsed();
         drop(groups);
-        rate
-    })
+        elapsed
+    });
+    // Its threads have ended then.
+    drop(runtime);
+    noted(elapsed)
 }
 
 // ---- TCP ----
@@ -548,7 +549,7 @@ async fn tcp(length: Duration) -> (f64, Latencies) {
     }
     let mut all = latencies();
     tasks.join_all().await.into_iter().for_each(|latencies| all.add(latencies).unwrap());
-    rate(epoch, all)
+    rate(epoch.elapsed(), all)
 }
 
 // ---- the table ----
@@ -575,9 +576,9 @@ impl Row {
     }
 }
 
-/// Messages per second since `start`.
-fn rate(start: Instant, latencies: Latencies) -> (f64, Latencies) {
-    (latencies.len() as f64 / start.elapsed().as_secs_f64(), latencies)
+/// Messages per second.
+fn rate(elapsed: Duration, latencies: Latencies) -> (f64, Latencies) {
+    (latencies.len() as f64 / elapsed.as_secs_f64(), latencies)
 }
 
 fn runtime() -> Runtime {

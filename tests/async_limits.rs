@@ -191,7 +191,6 @@ async fn receives_are_served_in_the_order_of_asking() {
     }
 }
 
-/// A future that waits for its turn leaves the processor to others.
 /// On a thread of its own a loop of operations that are ready, or found by spinning, lets other tasks run, and so does one of messages.
 #[tokio::test]
 async fn others_get_their_turn() {

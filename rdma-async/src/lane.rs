@@ -97,6 +97,8 @@ pub(crate) struct State<T: Carries> {
     sends: u32,
     /// Of those that were posted, how many ended when nobody waited for them any more.
     abandoned: u64,
+    /// Empty: storage for receives that are posted at once.
+    requests: Vec<RecvRequest>,
     /// A buffer whose receive was not accepted.
     refused: Option<Buffer>,
     /// Receives that are posted, or to be posted, or whose message nobody has asked for yet.
@@ -125,6 +127,8 @@ pub(crate) struct State<T: Carries> {
     received: u64,
     /// Of either count, how many are turns of others instead: each is given once, also if the future that gave it is dropped.
     turns: [u64; 2],
+    /// How often `IN_A_ROW` had passed when a batch last let others run.
+    turn_of_batches: u64,
     failed: u64,
     pub(crate) keep_alives: u64,
     pub(crate) errors: Errors,
@@ -160,17 +164,33 @@ impl Finished {
         self.first.into_iter().chain(self.rest)
     }
 
+    /// The same, of a batch.
+    pub(crate) fn into_vec(self) -> Vec<Buffer> {
+        match self.first {
+            None => self.rest,
+            Some(first) => [first].into_iter().chain(self.rest).collect(),
+        }
+    }
+
     #[inline]
     fn add(&mut self, completion: &mut Completion<'_>) {
-        if self.first.is_none() && completion.is_single() {
-            self.first = completion.take_buffer();
+        if completion.is_single() {
+            if let Some(buffer) = completion.take_buffer() {
+                self.keep(buffer);
+            }
             return;
         }
         for buffer in completion.take_buffers() {
-            match &mut self.first {
-                first @ None => *first = Some(buffer),
-                Some(_) => self.rest.push(buffer),
-            }
+            self.keep(buffer);
+        }
+    }
+
+    #[inline]
+    fn keep(&mut self, buffer: Buffer) {
+        // A batch's are all kept in the place made for them.
+        match &mut self.first {
+            first @ None if self.rest.capacity() == 0 => *first = Some(buffer),
+            _ => self.rest.push(buffer),
         }
     }
 }
@@ -198,6 +218,7 @@ impl<T: Carries> Lane<T> {
                 free: NONE,
                 sends: 0,
                 abandoned: 0,
+                requests: Vec::new(),
                 refused: None,
                 receive_depth,
                 missing: receive_depth,
@@ -212,6 +233,7 @@ impl<T: Carries> Lane<T> {
                 succeeded: 1,
                 received: 1,
                 turns: [0; 2],
+                turn_of_batches: 0,
                 failed: 0,
                 keep_alives: 0,
                 errors: Errors::default(),
@@ -534,6 +556,12 @@ impl<T: Carries> State<T> {
         self.received.is_multiple_of(IN_A_ROW)
     }
 
+    /// Whether the batch that is to be posted is to let others run: the first after so many more operations.
+    pub(crate) fn is_enough_of_batches(&mut self) -> bool {
+        let turn = self.succeeded / IN_A_ROW;
+        std::mem::replace(&mut self.turn_of_batches, turn) != turn
+    }
+
     /// An operation lets others run.
     #[cold]
     pub(crate) fn give_turn(&mut self) {
@@ -601,6 +629,14 @@ impl<T: Carries> State<T> {
         if let Some(entry) = self.entries.get_mut(slot as usize) {
             (entry.ignored, entry.left, entry.next) = (false, 0, self.free);
             self.free = slot;
+        }
+    }
+
+    /// A batch of `count` is about to be posted with this entry: makes a place for its buffers, which its future is going to give as they
+    /// are.
+    pub(crate) fn expect(&mut self, slot: u32, count: usize) {
+        if let Some(entry) = self.entry(slot).filter(|_| count > 1) {
+            entry.finished.rest.reserve_exact(count);
         }
     }
 
@@ -716,6 +752,46 @@ impl<T: Carries> State<T> {
             self.missing += 1;
         }
         Some(mail)
+    }
+
+    /// The messages that have arrived, at most `limit` of them; then posts receives in the places of all. Fewer when it is the turn of others.
+    /// What could not be posted is to be dropped outside of the lock.
+    pub(crate) fn take_all_arrived(
+        &mut self,
+        lane: &Lane<T>,
+        limit: usize,
+        mails: &mut Vec<T::Mail>,
+    ) -> Vec<RecvRequest> {
+        let until_turn = self.received.next_multiple_of(IN_A_ROW) - self.received;
+        let limit = usize::try_from(until_turn).unwrap_or(usize::MAX).min(limit).min(self.more.len() + 1);
+        let Some(first) = self.arrived.take_if(|_| limit > 0) else { return Vec::new() };
+        mails.push(first);
+        mails.extend(self.more.drain(..limit - 1));
+        self.arrived = self.more.pop_front();
+        self.received += limit as u64;
+        self.missing += u32::try_from(limit).unwrap_or(u32::MAX);
+        self.refill_at_once(lane)
+    }
+
+    /// As `refill`, with one call. What could not be posted is to be dropped outside of the lock.
+    fn refill_at_once(&mut self, lane: &Lane<T>) -> Vec<RecvRequest> {
+        if self.refused.is_some() {
+            self.refill(lane);
+            return Vec::new();
+        }
+        let Some(qp) = self.qp.as_ref().filter(|_| self.ended.is_none()) else { return Vec::new() };
+        let mut requests = std::mem::take(&mut self.requests);
+        let add = |buffer| requests.push(RecvRequest::new(buffer).id(lane.receive_id()));
+        lane.pool.try_acquire_many(self.missing as usize, add);
+        let posted = requests.len();
+        // What keeps a receive from being posted shows when none is left.
+        let _ = qp.post_recv_batch(&mut requests);
+        self.missing -= u32::try_from(posted - requests.len()).unwrap_or(0);
+        if requests.is_empty() {
+            self.requests = requests;
+            return Vec::new();
+        }
+        requests
     }
 
     #[inline(always)]

@@ -37,6 +37,7 @@
 //! | open a device | [`Domain`] |
 //! | connect two processes | [`Listener`], [`connect`], [`connect_over`], [`Config`] |
 //! | send, receive, write, read | [`Connection`], [`Message`], [`Source`] |
+//! | do many at a time | [`Connection::batch`], [`Connection::recv_many`] |
 //! | get registered memory | [`BufferPool`], [`BufferPools`], [`Connection::pool`] |
 //! | choose between latency and processor time | [`WaitMode`], [`CompletionQueue`] |
 //! | hear what the device reports | [`Domain::events`] |
@@ -62,7 +63,8 @@
 //! spins as its [`WaitMode`] says, unless others wait on the queue too: then one task reads for all, on the runtime that the queue was made
 //! on. Only a future that sleeps needs the runtime's I/O driver, and the domain's task.
 //!
-//! Most throughput comes from a queue per core, made on that core's runtime and shared by its connections.
+//! Most throughput comes from a queue per core, made on that core's runtime and shared by its connections; and of small messages from
+//! handling many with one wait: a [`Batch`] is posted with one doorbell and awaited once, [`Connection::recv_many`] takes all that arrived.
 #![deny(unsafe_code)]
 
 mod connection;

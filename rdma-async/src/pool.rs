@@ -134,6 +134,19 @@ impl BufferPool {
         home.last.take().or_else(|| home.take_other()).map(IdleBuffer::into_buffer)
     }
 
+    /// As many idle buffers as there are, at most `count`, for less than as many calls of `try_acquire`.
+    pub(crate) fn try_acquire_many(&self, count: usize, mut take: impl FnMut(Buffer)) {
+        let home = &*self.handle.home;
+        let mut others = home.others.lock();
+        let first = others.len().saturating_sub(count);
+        let found = others.len() - first;
+        others.drain(first..).map(IdleBuffer::into_buffer).for_each(&mut take);
+        drop(others);
+        if found < count {
+            home.last.take().map(IdleBuffer::into_buffer).into_iter().for_each(take);
+        }
+    }
+
     /// The next buffer that is idle: the back-pressure of everything that uses the pool.
     ///
     /// # Cancel safety

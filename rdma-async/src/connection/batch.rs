@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,6 +20,7 @@ use crate::{
     lane::{Finished, Lane, State},
     line::Ticket,
     operate::{Owner, leave, stands_behind, wake},
+    queue::yield_to_runtime,
     waiter::Waiter,
 };
 
@@ -31,7 +33,8 @@ use crate::{
 pub struct Batch<'c, T: Connected> {
     connection: &'c Connection<T>,
     requests: Vec<WorkRequest<'static, T>>,
-    too_long: Option<OperationError>,
+    /// Of the first message that is: its length.
+    too_long: Option<usize>,
 }
 
 impl<'c, T: Connected> Batch<'c, T> {
@@ -40,6 +43,7 @@ impl<'c, T: Connected> Batch<'c, T> {
     }
 
     /// Adds a [`send`](Connection::send).
+    #[inline]
     pub fn send(self, buffer: Buffer) -> Self {
         self.message(buffer, WorkRequest::send)
     }
@@ -50,23 +54,33 @@ impl<'c, T: Connected> Batch<'c, T> {
     }
 
     /// Adds a [`write`](Connection::write).
-    pub fn write(mut self, buffer: Buffer, remote: RemoteSlice) -> Self {
-        self.requests.push(WorkRequest::write(buffer, remote));
-        self
+    #[inline]
+    pub fn write(self, buffer: Buffer, remote: RemoteSlice) -> Self {
+        self.add(WorkRequest::write(buffer, remote))
     }
 
     /// Adds a [`write_with_imm`](Connection::write_with_imm).
-    pub fn write_with_imm(mut self, buffer: Buffer, remote: RemoteSlice, imm: u32) -> Self {
-        self.requests.push(WorkRequest::write_with_imm(buffer, remote, imm));
-        self
+    pub fn write_with_imm(self, buffer: Buffer, remote: RemoteSlice, imm: u32) -> Self {
+        self.add(WorkRequest::write_with_imm(buffer, remote, imm))
     }
 
+    #[inline]
     fn message(mut self, buffer: Buffer, request: impl FnOnce(Buffer) -> WorkRequest<'static, T>) -> Self {
-        let (length, limit) = (buffer.len(), self.connection.peer.message_size);
-        if length > limit {
-            self.too_long.get_or_insert(OperationError::TooLong { length, limit });
+        if buffer.len() > self.connection.peer.message_size {
+            self.too_long.get_or_insert(buffer.len());
         }
-        self.requests.push(request(buffer));
+        self.add(request(buffer))
+    }
+
+    /// Only the last one is signalled.
+    #[inline]
+    fn add(mut self, request: WorkRequest<'static, T>) -> Self {
+        match self.requests.last_mut() {
+            Some(last) => last.set_unsignaled(),
+            // It is a batch: what grows by doubling moves most requests twice.
+            None => self.requests.reserve(16),
+        }
+        self.requests.push(request);
         self
     }
 
@@ -80,18 +94,14 @@ impl<'c, T: Connected> Batch<'c, T> {
     /// # Cancel safety
     ///
     /// A dropped future may have had all, some or none of them carried out.
-    pub fn post(
-        mut self,
-    ) -> impl Future<Output = (Result<(), OperationError>, Vec<Buffer>)> + Send + use<'c, T> {
-        if let Some(last) = self.requests.pop() {
-            let others = self.requests.into_iter().map(WorkRequest::unsignaled);
-            self.requests = others.chain([last]).collect();
-        }
+    pub fn post(self) -> impl Future<Output = (Result<(), OperationError>, Vec<Buffer>)> + Send + use<'c, T> {
+        let limit = self.connection.peer.message_size;
         Post {
             link: &self.connection.link,
             waiter: Waiter::new(&self.connection.link.lane.queue.shared),
+            is_new: true,
             requests: self.requests,
-            refusal: self.too_long,
+            refusal: self.too_long.map(|length| OperationError::TooLong { length, limit }),
             slot: None,
             ticket: 0,
         }
@@ -104,6 +114,8 @@ type Outcome = (Result<(), OperationError>, Vec<Buffer>);
 /// The future of a batch. All its work requests carry the number of one entry of the lane, which is done when the last of them is.
 struct Post<'c, T: Connected> {
     link: &'c Link<T>,
+    /// Not polled yet.
+    is_new: bool,
     /// Those that are not yet posted.
     requests: Vec<WorkRequest<'static, T>>,
     /// Why no more are.
@@ -118,9 +130,17 @@ impl<T: Connected> Future for Post<'_, T> {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Post { link, requests, refusal, slot, ticket, waiter } = &mut *self;
+        let Post { link, is_new, requests, refusal, slot, ticket, waiter } = &mut *self;
+        let gives_way = mem::take(is_new) && link.lane.lock().is_enough_of_batches();
         if refusal.is_none() && !requests.is_empty() && stands_behind(&link.lane, ticket, cx) {
             return Poll::Pending;
+        }
+        if gives_way {
+            let outcome = check(link, requests, refusal, slot, ticket, Some(cx));
+            if outcome.is_pending() {
+                yield_to_runtime(cx);
+            }
+            return outcome;
         }
         match waiter.poll(cx, |cx| check(link, requests, refusal, slot, ticket, cx)) {
             Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
@@ -188,7 +208,7 @@ fn check<T: Connected>(
             }
         };
         drop(state);
-        return Poll::Ready(outcome(link, finished, refusal.take(), std::mem::take(requests)));
+        return Poll::Ready(outcome(link, finished, refusal.take(), mem::take(requests)));
     }
     let Some(cx) = cx else { return Poll::Pending };
     let old = state.senders.stand(ticket, cx);
@@ -222,7 +242,8 @@ fn post<T: Connected>(
         None => {
             let number = state.allocate().ok_or(PostErrorKind::QueueFull)?;
             let id = lane.key().id(number);
-            *requests = std::mem::take(requests).into_iter().map(|request| request.id(id)).collect();
+            requests.iter_mut().for_each(|request| request.set_id(id));
+            state.expect(number, requests.len());
             *slot.insert(number)
         }
     };
@@ -252,8 +273,9 @@ fn outcome<T: Connected>(
         (None, Some(error)) => Err(error),
         (None, None) => Ok(()),
     };
-    let left = left.into_iter().flat_map(|request| request.into_payload().into_buffers());
-    (result, finished.into_buffers().chain(left).collect())
+    let mut buffers = finished.into_vec();
+    buffers.extend(left.into_iter().flat_map(|request| request.into_payload().into_buffers()));
+    (result, buffers)
 }
 
 impl<T: Connected> Drop for Post<'_, T> {

@@ -29,6 +29,7 @@ use crate::{
     counters::ConnectionCounters,
     domain::Domain,
     error::{Ended, OperationError},
+    message::Message,
     operate::{Operate, Request, acquire},
     pool::BufferPool,
     queue::CompletionQueue,
@@ -225,6 +226,35 @@ impl<T: Connected> Connection<T> {
     #[inline]
     pub fn recv(&self) -> Recv<'_, T> {
         Recv::new(&self.link)
+    }
+
+    /// Waits for a message, and appends it to `messages` with those behind it that have arrived too, in order, at most `limit` in all; gives
+    /// how many. It costs less than as many calls of [`recv`](Connection::recv): one wait, and one lock.
+    ///
+    /// With a `limit` of 0 it gives 0 at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv`](Connection::recv); then nothing was appended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a dropped future consumed no message, and appended none.
+    pub async fn recv_many(
+        &self,
+        messages: &mut Vec<Message>,
+        limit: usize,
+    ) -> Result<usize, OperationError> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let before = messages.len();
+        messages.push(self.recv().await?);
+        let lane = &self.link.lane;
+        // Dropped outside of the lock, which a `let` sees to.
+        let not_posted = lane.lock().take_all_arrived(lane, limit - 1, messages);
+        drop(not_posted);
+        Ok(messages.len() - before)
     }
 
     /// Awaits `operation`, an operation of this connection, at most `limit`: past it the connection ends
