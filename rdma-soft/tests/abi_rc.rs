@@ -157,3 +157,35 @@ fn two_processes_spinning() {
 fn two_processes_sleeping() {
     between_two_processes("two_processes_sleeping", Options { events: true, ..Options::default() });
 }
+
+/// A thread that has both ends need not wait for another one to take packets, nor for an answer that only itself could post.
+#[test]
+fn one_thread_with_both_ends_polls_a_few_times() {
+    let (a, b) = pair(Options::default());
+    for opcode in
+        [ibv_wr_opcode::IBV_WR_RDMA_WRITE, ibv_wr_opcode::IBV_WR_RDMA_READ, ibv_wr_opcode::IBV_WR_SEND]
+    {
+        let mut polls: Vec<u32> = (0..101)
+            .map(|round| {
+                if opcode == ibv_wr_opcode::IBV_WR_SEND {
+                    assert_eq!(b.post_recv(round, 0, 64), 0);
+                    assert_eq!(a.send(round, 0, 64), 0);
+                } else {
+                    assert_eq!(a.rdma(opcode, round, 0, 64, b.address(), 0), 0);
+                }
+                let mut polls = 1;
+                while a.poll().is_none() {
+                    polls += 1;
+                    assert!(polls < 10_000_000, "it ends");
+                }
+                if opcode == ibv_wr_opcode::IBV_WR_SEND {
+                    b.wait_success();
+                }
+                polls
+            })
+            .collect();
+        // The background thread may be in the way of some.
+        polls.sort_unstable();
+        assert!(polls[50] <= 8, "{opcode:?}: {polls:?}");
+    }
+}

@@ -204,7 +204,7 @@ impl Device {
                     worked |= self.receive(&mut receiver, scratch) > 0;
                 }
                 worked |= self.serve_all_inboxes(scratch);
-                worked |= self.serve_sent_to(scratch);
+                worked |= self.serve_sent_to(true, scratch);
                 // While packets come, what is owed waits for more of them.
                 if !worked {
                     worked |= self.serve_held(scratch);

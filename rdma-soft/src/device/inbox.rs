@@ -6,11 +6,11 @@
 //! processors costs as much as the work on it.
 //!
 //! A queue that nobody polls at the moment is served by others: at once by the sender if the queue is armed,
-//! for then its thread sleeps; by the sender when it polls in vain for a while; or by the background
-//! thread's next tick.
+//! for then its thread sleeps; by the sender when it polls in vain for a while, a short one if no other thread
+//! polls the queue; or by the background thread's next tick.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use crossbeam_utils::CachePadded;
@@ -57,6 +57,15 @@ struct Shared {
     waiting: AtomicBool,
     /// Whether a thread may sleep until the next completion.
     armed: AtomicBool,
+    /// The thread that last polled the queue in vain, see `SentTo::thread`; 0 before any did.
+    poller: AtomicUsize,
+}
+
+impl Shared {
+    fn is_for_another(&self, thread: usize) -> bool {
+        let poller = self.poller.load(Ordering::Relaxed);
+        poller != 0 && poller != thread
+    }
 }
 
 /// An inbox that is written to.
@@ -65,14 +74,26 @@ struct Open<'i> {
     shared: &'i Shared,
 }
 
+/// Who is to take a packet out of an inbox.
+#[derive(Debug, Clone, Copy)]
+struct Reads {
+    /// May sleep.
+    sleeps: bool,
+    /// Is another thread than the one that put it there, as far as is known.
+    is_another: bool,
+}
+
 impl Open<'_> {
-    /// Announces what was written; true if the thread that it is for may sleep.
-    fn close(self) -> bool {
+    /// Announces what was written by `thread`; gives whom it is for.
+    fn close(self, thread: usize) -> Reads {
+        // While the cache line is here.
+        let is_another = self.shared.is_for_another(thread);
         // The reader looks at the flag all the time: set while the lock is held it would run into it.
         drop(self.queue);
         // In this order with [`Device::arm`], which sets `armed` and then looks at `waiting`.
         self.shared.waiting.swap(true, Ordering::SeqCst);
-        self.shared.armed.load(Ordering::SeqCst)
+        let sleeps = self.shared.armed.load(Ordering::SeqCst);
+        Reads { sleeps, is_another }
     }
 }
 
@@ -124,6 +145,20 @@ impl Inbox {
 
     pub(super) fn set_armed(&self, armed: bool) {
         self.shared.armed.store(armed, Ordering::SeqCst);
+    }
+
+    /// A thread polls in vain.
+    #[inline]
+    pub(super) fn note_poller(&self, thread: usize) {
+        if self.shared.poller.load(Ordering::Relaxed) != thread {
+            self.shared.poller.store(thread, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether another thread polls, as far as is known.
+    #[inline]
+    pub(super) fn is_for_another(&self, thread: usize) -> bool {
+        self.shared.is_for_another(thread)
     }
 
     fn queue(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -178,21 +213,33 @@ pub(super) struct SentTo {
     queues: Vec<Weak<CompletionQueue>>,
     /// Threads may sleep on some of them.
     to_sleepers: bool,
+    /// Some are polled by no other thread.
+    has_own: bool,
     /// Packets were put since the background thread was last told.
     news: bool,
 }
 
 impl SentTo {
-    fn add(&mut self, cq: &Arc<CompletionQueue>, sleeps: bool) {
+    fn add(&mut self, cq: &Arc<CompletionQueue>, reads: Reads) {
         if !self.queues.iter().any(|known| known.as_ptr() == Arc::as_ptr(cq)) {
             self.queues.push(Arc::downgrade(cq));
         }
-        self.to_sleepers |= sleeps;
+        self.to_sleepers |= reads.sleeps;
+        self.has_own |= !reads.is_another;
         self.news = true;
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.queues.is_empty()
+    }
+
+    pub(super) fn has_own(&self) -> bool {
+        self.has_own
+    }
+
+    /// Tells the threads of a process from one another: each has one of these.
+    pub(super) fn thread(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 }
 
@@ -237,7 +284,8 @@ impl Device {
                     break true;
                 }
             };
-            sent_to.add(&cq, inbox.close());
+            let reads = inbox.close(sent_to.thread());
+            sent_to.add(&cq, reads);
             if !more {
                 return;
             }
@@ -261,7 +309,8 @@ impl Device {
         for qp in self.members(&envelope, Some(group)) {
             let mut inbox = qp.recv_cq.inbox.open();
             self.write_letter(&mut inbox.queue, qp.qp_num, peer.traffic_class, Some(group), bytes);
-            sent_to.add(&qp.recv_cq, inbox.close());
+            let reads = inbox.close(sent_to.thread());
+            sent_to.add(&qp.recv_cq, reads);
         }
     }
 
@@ -296,7 +345,7 @@ impl Device {
             if !std::mem::take(&mut scratch.sent_to.to_sleepers) {
                 break;
             }
-            worked |= self.serve_queues(true, scratch);
+            worked |= self.serve_queues(true, true, scratch);
         }
         if std::mem::take(&mut scratch.sent_to.news) && !self.local_pending.load(Ordering::Relaxed) {
             self.local_pending.store(true, Ordering::SeqCst);
@@ -305,23 +354,32 @@ impl Device {
         worked
     }
 
-    /// Serves all queues that this thread sent to and nobody polled since.
-    pub(super) fn serve_sent_to(&self, scratch: &mut Scratch) -> bool {
-        self.serve_queues(false, scratch)
+    /// Serves the queues that this thread sent to and nobody polled since; not `all`: those that no other thread polls.
+    pub(super) fn serve_sent_to(&self, all: bool, scratch: &mut Scratch) -> bool {
+        self.serve_queues(all, false, scratch)
     }
 
-    fn serve_queues(&self, wait: bool, scratch: &mut Scratch) -> bool {
+    fn serve_queues(&self, all: bool, wait: bool, scratch: &mut Scratch) -> bool {
         let mut worked = false;
+        if scratch.sent_to.is_empty() {
+            return worked;
+        }
+        let thread = scratch.sent_to.thread();
+        scratch.sent_to.has_own = false;
         let mut queues = std::mem::take(&mut scratch.sent_to.queues);
-        for cq in queues.drain(..) {
-            if let Some(cq) = cq.upgrade() {
+        queues.retain(|weak| {
+            let Some(cq) = weak.upgrade() else { return false };
+            let is_left = !all && cq.inbox.is_for_another(thread);
+            if !is_left {
                 worked |= self.serve_inbox(&cq, wait, scratch);
             }
-        }
-        // Nothing was sent meanwhile, most likely; then the memory is used again.
-        if scratch.sent_to.queues.is_empty() {
-            scratch.sent_to.queues = queues;
-        }
+            is_left
+        });
+        // Nothing was sent meanwhile, most likely.
+        let SentTo { queues: sent, .. } = &mut scratch.sent_to;
+        sent.retain(|cq| !queues.iter().any(|known| known.ptr_eq(cq)));
+        queues.append(sent);
+        *sent = queues;
         worked
     }
 

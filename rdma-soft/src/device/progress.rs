@@ -32,9 +32,10 @@ const PATIENCE: u32 = 16 * SOCKET_POLL;
 /// Between two looks at the timers, counted likewise.
 const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
 /// Where all peers are in this process: between two looks at the socket, and how long acknowledgements are
-/// held and packets left to the threads they are for, counted likewise.
+/// held and packets left to the threads they are for, counted likewise: to other threads, or to the one that polls.
 const LOCAL_SOCKET_EVERY: u32 = 256;
 const LOCAL_HOLD: u32 = 16;
+const OWN_HOLD: u32 = 1;
 /// So long acknowledgements are held by a thread that always finds something, in nanoseconds: others may wait for nothing
 /// else.
 const HOLD_WHILE_BUSY: u64 = 20_000;
@@ -114,7 +115,7 @@ impl Device {
             scratch.idle_polls = 0;
             self.serve_held(scratch);
             self.serve_lists(self.now(), scratch);
-            self.serve_sent_to(scratch);
+            self.serve_sent_to(true, scratch);
             self.serve_sleepers(scratch);
         });
     }
@@ -136,6 +137,7 @@ impl Device {
                 return true;
             }
         }
+        cq.inbox.note_poller(scratch.sent_to.thread());
         let before = scratch.idle_polls;
         let passed = |every: u32, after: u32| before / every != after / every;
         let all_local = self.remote_peers.load(Ordering::Relaxed) == 0;
@@ -143,11 +145,14 @@ impl Device {
             if all_local { before % LOCAL_SOCKET_EVERY == LOCAL_SOCKET_EVERY - 1 } else { !cq.just_armed() };
         scratch.idle_polls = before.wrapping_add(if look && !all_local { SOCKET_POLL } else { 1 });
         let mut worked = false;
-        if !scratch.held.is_empty() && (!all_local || before >= LOCAL_HOLD) {
+        let hold = if scratch.held.is_foreign() { LOCAL_HOLD } else { OWN_HOLD };
+        if !scratch.held.is_empty() && (!all_local || before >= hold) {
             worked |= self.serve_held(scratch);
         }
-        if !scratch.sent_to.is_empty() && before >= LOCAL_HOLD {
-            worked |= self.serve_sent_to(scratch);
+        if before >= LOCAL_HOLD && !scratch.sent_to.is_empty() {
+            worked |= self.serve_sent_to(true, scratch);
+        } else if before >= OWN_HOLD && scratch.sent_to.has_own() {
+            worked |= self.serve_sent_to(false, scratch);
         }
         if self.lists.runnable.len() > 0 || self.has_delayed() || passed(TIMERS_EVERY, scratch.idle_polls) {
             worked |= self.serve_lists(self.now(), scratch);
@@ -257,7 +262,8 @@ impl Device {
             }
         }
         if owes {
-            scratch.held.add(qp.qp_num, now);
+            let is_foreign = qp.recv_cq.inbox.is_for_another(scratch.sent_to.thread());
+            scratch.held.add(qp.qp_num, now, is_foreign);
             deadline = deadline.min(now.nanoseconds() + TICK);
         }
         if self.lists.timers.set(qp, deadline) {

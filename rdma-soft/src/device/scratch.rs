@@ -91,6 +91,8 @@ pub(super) struct Held {
     list: Vec<Qpn>,
     /// When it was empty last.
     since: Time,
+    /// The completions of one of them, at least, are for another thread, which may be about to answer.
+    is_foreign: bool,
     /// Empty: the storage of the next list.
     spare: Vec<Qpn>,
 }
@@ -99,10 +101,11 @@ impl Held {
     /// More than this wait for the background thread's tick.
     const MOST: usize = 1024;
 
-    pub(super) fn add(&mut self, qp_num: Qpn, now: Time) {
+    pub(super) fn add(&mut self, qp_num: Qpn, now: Time, is_foreign: bool) {
         if self.list.is_empty() {
-            self.since = now;
+            (self.since, self.is_foreign) = (now, false);
         }
+        self.is_foreign |= is_foreign;
         if self.list.last() != Some(&qp_num) && self.list.len() < Self::MOST {
             self.list.push(qp_num);
         }
@@ -128,6 +131,10 @@ impl Held {
     /// When it was empty last.
     pub(super) fn since(&self) -> Time {
         self.since
+    }
+
+    pub(super) fn is_foreign(&self) -> bool {
+        self.is_foreign
     }
 
     pub(super) fn is_empty(&self) -> bool {
