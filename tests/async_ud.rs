@@ -147,3 +147,28 @@ async fn an_address_that_nobody_has_is_refused() {
     }
     assert_eq!(endpoint.counters().posted, 0);
 }
+
+#[tokio::test]
+async fn many_datagrams_with_one_call() {
+    let domain = common::domain();
+    for mode in [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive] {
+        let (a, b) = (endpoint(&domain, mode), endpoint(&domain, mode));
+        let mut datagrams = Vec::new();
+        assert_eq!(b.recv_many_from(&mut datagrams, 0).await.unwrap(), 0, "without a wait");
+        for i in 0..20u8 {
+            a.send_to(Bytes::from(vec![i; usize::from(i)]), &b.address()).await.0.unwrap();
+        }
+        let mut calls = 0;
+        while datagrams.len() < 20 {
+            let before = datagrams.len();
+            let count = timeout(LIMIT, b.recv_many_from(&mut datagrams, 6)).await.unwrap().unwrap();
+            assert!((1..=6).contains(&count) && datagrams.len() == before + count, "{mode:?}: {count}");
+            calls += 1;
+        }
+        assert!(calls < 20, "{mode:?}: one each");
+        for (i, datagram) in (0..20u8).zip(&datagrams) {
+            assert_eq!((&datagram[..], datagram.sender()), (&vec![i; usize::from(i)][..], a.address()));
+        }
+        assert_eq!(b.counters().received, 20);
+    }
+}

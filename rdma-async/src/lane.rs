@@ -754,19 +754,19 @@ impl<T: Carries> State<T> {
         Some(mail)
     }
 
-    /// The messages that have arrived, at most `limit` of them; then posts receives in the places of all. Fewer when it is the turn of others.
+    /// Hands out the messages that have arrived, at most `limit` of them; then posts receives in the places of all. Fewer when it is the turn of others.
     /// What could not be posted is to be dropped outside of the lock.
     pub(crate) fn take_all_arrived(
         &mut self,
         lane: &Lane<T>,
         limit: usize,
-        mails: &mut Vec<T::Mail>,
+        mut take: impl FnMut(T::Mail),
     ) -> Vec<RecvRequest> {
         let until_turn = self.received.next_multiple_of(IN_A_ROW) - self.received;
         let limit = usize::try_from(until_turn).unwrap_or(usize::MAX).min(limit).min(self.more.len() + 1);
         let Some(first) = self.arrived.take_if(|_| limit > 0) else { return Vec::new() };
-        mails.push(first);
-        mails.extend(self.more.drain(..limit - 1));
+        take(first);
+        self.more.drain(..limit - 1).for_each(take);
         self.arrived = self.more.pop_front();
         self.received += limit as u64;
         self.missing += u32::try_from(limit).unwrap_or(u32::MAX);

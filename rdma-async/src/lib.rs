@@ -37,7 +37,7 @@
 //! | open a device | [`Domain`] |
 //! | connect two processes | [`Listener`], [`connect`], [`connect_over`], [`Config`] |
 //! | send, receive, write, read | [`Connection`], [`Message`], [`Source`] |
-//! | do many at a time | [`Connection::batch`], [`Connection::recv_many`] |
+//! | do many at a time | [`Connection::batch`], [`Connection::recv_many`], [`UdEndpoint::recv_many_from`] |
 //! | get registered memory | [`BufferPool`], [`BufferPools`], [`Connection::pool`] |
 //! | choose between latency and processor time | [`WaitMode`], [`CompletionQueue`] |
 //! | hear what the device reports | [`Domain::events`] |

@@ -252,7 +252,7 @@ impl<T: Connected> Connection<T> {
         messages.push(self.recv().await?);
         let lane = &self.link.lane;
         // Dropped outside of the lock, which a `let` sees to.
-        let not_posted = lane.lock().take_all_arrived(lane, limit - 1, messages);
+        let not_posted = lane.lock().take_all_arrived(lane, limit - 1, |message| messages.push(message));
         drop(not_posted);
         Ok(messages.len() - before)
     }
