@@ -119,8 +119,11 @@ async fn a_queue_that_cannot_be_read_ends_what_waits() {
 async fn a_batch_that_the_device_refuses_in_the_middle_ends() {
     const EINVAL: i32 = 22;
     for mode in MODES {
-        for (works, for_ever) in [(1, false), (3, false), (3, true)] {
+        for (works, for_ever, omits) in
+            [(1, false, false), (3, false, false), (3, true, false), (3, false, true), (0, false, true)]
+        {
             let evil = evil::device();
+            evil.omit_bad_wr(omits);
             let domain = domain(evil);
             let config = Config::rc().wait_mode(mode).keep_alive(None);
             let (a, _b) = common::pair(&domain, &config).await;
@@ -139,14 +142,51 @@ async fn a_batch_that_the_device_refuses_in_the_middle_ends() {
             let error = result.unwrap_err();
             let lengths = buffers.iter().map(|buffer| buffer.len()).collect::<Vec<_>>();
             assert_eq!(lengths, [1, 2, 3, 4, 5, 6], "{mode:?}, {error}");
-            // It goes on if the device takes what ends the run.
-            assert_eq!(a.ended().is_some(), for_ever, "{mode:?}, {error}");
+            // It goes on if the device takes what ends the run, and it is clear what was posted.
+            assert_eq!(a.ended().is_some(), for_ever || omits, "{mode:?}, {error}");
             match error {
-                OperationError::Post(_) => assert!(!for_ever, "{mode:?}"),
-                OperationError::Ended(Ended::Device { .. }) => assert!(for_ever, "{mode:?}"),
+                OperationError::Post(_) => assert!(!for_ever && !omits, "{mode:?}"),
+                OperationError::Ended(Ended::Device { .. }) => assert!(for_ever || omits, "{mode:?}"),
                 other => panic!("{mode:?}: {other}"),
             }
             evil.post_send.work();
         }
+    }
+}
+
+/// Receives that are posted at once, of which the device refuses some: those that are known come back, and show when none is left. If the
+/// device does not say which they are, nothing is known, and the connection ends.
+#[tokio::test]
+async fn receives_that_the_device_refuses_do_not_make_others_wait() {
+    for (mode, omits) in MODES.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
+        let evil = evil::device();
+        let domain = domain(evil);
+        let config =
+            Config::rc().wait_mode(mode).keep_alive(None).receive_depth(4).spare_buffers(12).send_depth(8);
+        // Its queue pairs are their own peers.
+        let (a, _b) = common::pair(&domain, &config).await;
+        for _ in 0..4 {
+            a.send(a.pool().acquire().await).await.0.unwrap();
+        }
+        evil.omit_bad_wr(omits);
+        // The first message is received alone, the others with one call.
+        evil.post_recv.fail_after(2, EIO);
+        let mut messages = Vec::new();
+        while messages.len() < 4 {
+            timeout(LIMIT, a.recv_many(&mut messages, 4)).await.unwrap().unwrap();
+        }
+        drop(messages);
+        if omits {
+            assert!(matches!(a.ended(), Some(Ended::Device { .. })), "{mode:?}: {:?}", a.ended());
+        } else {
+            assert!(a.ended().is_none(), "{mode:?}: {:?}", a.ended());
+            // Two receives are posted.
+            for _ in 0..2 {
+                a.send(a.pool().acquire().await).await.0.unwrap();
+                timeout(LIMIT, a.recv()).await.unwrap().unwrap();
+            }
+        }
+        let error = timeout(LIMIT, a.recv()).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("ibv_post_recv"), "{mode:?}, {omits}: {error}");
     }
 }

@@ -152,10 +152,51 @@ pub enum ConnectError {
     Verb(#[from] rdma_core::Error),
 }
 
+/// The most bytes of a reason that peers give each other: a frame of the exchange has room for it.
+pub(crate) const MAX_REASON: usize = 1000;
+
+/// A reason that peers give each other, cut to [`MAX_REASON`], without characters that would do more to a terminal, or to the text around,
+/// than be read.
+pub(crate) fn fit_to_print(text: &str) -> String {
+    let is_harmful = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut fit = String::new();
+    for c in text.chars() {
+        let c = if is_harmful(c) { ' ' } else { c };
+        if fit.len() + c.len_utf8() > MAX_REASON {
+            break;
+        }
+        fit.push(c);
+    }
+    fit
+}
+
 fn with(peer: &Option<SocketAddr>) -> String {
     peer.map(|peer| format!(" with {peer}")).unwrap_or_default()
 }
 
 fn at(peer: &Option<SocketAddr>) -> String {
     peer.map(|peer| format!(" {peer}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_is_fit_to_print() {
+        assert_eq!(fit_to_print("plain, with umlauts: \u{e4}"), "plain, with umlauts: \u{e4}");
+        assert_eq!(fit_to_print("a\x1b[2J\u{202e}b\u{2028}\n"), "a [2J b  ");
+        for fill in ["x", "\u{e4}", "\u{fffd}"] {
+            let long = format!("-{}", fill.repeat(MAX_REASON));
+            let fit = fit_to_print(&long);
+            assert!(
+                long.starts_with(&fit) && (MAX_REASON - 2..=MAX_REASON).contains(&fit.len()),
+                "{}",
+                fit.len()
+            );
+        }
+    }
 }

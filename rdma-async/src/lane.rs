@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rdma_core::{
-    Buffer, Completion, CompletionError, Error, Lent, PollError, QueuePair, RecvRequest, Success,
-    WorkCompletion,
+    Buffer, Completion, CompletionError, Error, Lent, PollError, PostErrorKind, QueuePair, RecvRequest,
+    Success, WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
 use tokio::sync::Notify;
@@ -97,7 +97,7 @@ pub(crate) struct State<T: Carries> {
     sends: u32,
     /// Of those that were posted, how many ended when nobody waited for them any more.
     abandoned: u64,
-    /// Empty: storage for receives that are posted at once.
+    /// Empty between calls: kept for its storage, for receives that are posted at once.
     requests: Vec<RecvRequest>,
     /// A buffer whose receive was not accepted.
     refused: Option<Buffer>,
@@ -132,6 +132,15 @@ pub(crate) struct State<T: Carries> {
     failed: u64,
     pub(crate) keep_alives: u64,
     pub(crate) errors: Errors,
+}
+
+/// What is left of receives that were to be posted at once.
+#[derive(Default)]
+struct NotPosted {
+    /// To be dropped outside of the lock.
+    requests: Vec<RecvRequest>,
+    /// Nobody knows which of the others are posted, until they are flushed.
+    unclear: Option<PostErrorKind>,
 }
 
 /// An operation, or a batch of them: from before its post until its future took the result.
@@ -328,6 +337,16 @@ impl<T: Carries> Lane<T> {
             } else {
                 reader::hand_over(lanes, completion, &mut lent, later)
             };
+        }
+    }
+
+    /// Hands out messages that have arrived, in order, at most `limit`, for the price of one lock.
+    pub(crate) fn take_arrived(&self, limit: usize, take: impl FnMut(T::Mail)) {
+        // The lock is gone with this statement.
+        let NotPosted { requests, unclear } = self.lock().take_all_arrived(self, limit, take);
+        drop(requests);
+        if let Some(kind) = unclear {
+            self.end(Ended::Device { reason: kind.to_string() });
         }
     }
 
@@ -755,16 +774,10 @@ impl<T: Carries> State<T> {
     }
 
     /// Hands out the messages that have arrived, at most `limit` of them; then posts receives in the places of all. Fewer when it is the turn of others.
-    /// What could not be posted is to be dropped outside of the lock.
-    pub(crate) fn take_all_arrived(
-        &mut self,
-        lane: &Lane<T>,
-        limit: usize,
-        mut take: impl FnMut(T::Mail),
-    ) -> Vec<RecvRequest> {
+    fn take_all_arrived(&mut self, lane: &Lane<T>, limit: usize, mut take: impl FnMut(T::Mail)) -> NotPosted {
         let until_turn = self.received.next_multiple_of(IN_A_ROW) - self.received;
         let limit = usize::try_from(until_turn).unwrap_or(usize::MAX).min(limit).min(self.more.len() + 1);
-        let Some(first) = self.arrived.take_if(|_| limit > 0) else { return Vec::new() };
+        let Some(first) = self.arrived.take_if(|_| limit > 0) else { return NotPosted::default() };
         take(first);
         self.more.drain(..limit - 1).for_each(take);
         self.arrived = self.more.pop_front();
@@ -773,25 +786,28 @@ impl<T: Carries> State<T> {
         self.refill_at_once(lane)
     }
 
-    /// As `refill`, with one call. What could not be posted is to be dropped outside of the lock.
-    fn refill_at_once(&mut self, lane: &Lane<T>) -> Vec<RecvRequest> {
+    /// As `refill`, with one call.
+    fn refill_at_once(&mut self, lane: &Lane<T>) -> NotPosted {
         if self.refused.is_some() {
             self.refill(lane);
-            return Vec::new();
+            return NotPosted::default();
         }
-        let Some(qp) = self.qp.as_ref().filter(|_| self.ended.is_none()) else { return Vec::new() };
+        let Some(qp) = self.qp.as_ref().filter(|_| self.ended.is_none()) else { return NotPosted::default() };
         let mut requests = std::mem::take(&mut self.requests);
         let add = |buffer| requests.push(RecvRequest::new(buffer).id(lane.receive_id()));
         lane.pool.try_acquire_many(self.missing as usize, add);
-        let posted = requests.len();
-        // What keeps a receive from being posted shows when none is left.
-        let _ = qp.post_recv_batch(&mut requests);
-        self.missing -= u32::try_from(posted - requests.len()).unwrap_or(0);
-        if requests.is_empty() {
-            self.requests = requests;
-            return Vec::new();
+        let all = requests.len();
+        let result = qp.post_recv_batch(&mut requests);
+        self.missing -= u32::try_from(all - requests.len()).unwrap_or(0);
+        match result {
+            Ok(_) => {
+                self.requests = requests;
+                NotPosted::default()
+            }
+            Err(kind @ PostErrorKind::Unclear { .. }) => NotPosted { requests, unclear: Some(kind) },
+            // What keeps receives from being posted shows when none is left.
+            Err(_) => NotPosted { requests, unclear: None },
         }
-        requests
     }
 
     #[inline(always)]

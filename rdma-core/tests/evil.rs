@@ -208,6 +208,52 @@ fn point_08_failed_posts_give_the_request_back() {
     }
 }
 
+/// Point 8: of a chain whose post fails without a word of where, the device may have any part: all stays posted until the pair goes.
+#[test]
+fn point_08_a_chain_that_is_refused_without_a_place() {
+    let Rig { evil, pd, cq, qp, .. } = rig();
+    let buffer = || pd.allocate(64).unwrap().into_buffer();
+    evil.omit_bad_wr(true);
+    evil.post_send.fail_after(2, libc::EINVAL);
+    evil.post_recv.fail_after(1, libc::EINVAL);
+    evil.hold();
+    let mut sends: Vec<_> = (0..4).map(|id| WorkRequest::send(buffer()).id(id)).collect();
+    let mut receives: Vec<_> = (0..4).map(|id| RecvRequest::new(buffer()).id(10 + id)).collect();
+    let refused = [qp.post_batch(&mut sends), qp.post_recv_batch(&mut receives)];
+    for refused in refused {
+        assert!(matches!(refused, Err(PostErrorKind::Unclear { errno: libc::EINVAL, .. })), "{refused:?}");
+    }
+    assert!(sends.is_empty() && receives.is_empty());
+    assert_eq!((qp.send_queue().in_flight(), qp.recv_queue().in_flight()), (4, 4));
+    drop(qp);
+    evil.release();
+    let mut completions = Completions::new();
+    let mut back = Vec::new();
+    while back.len() < 8 {
+        back.extend(cq.poll(&mut completions).unwrap().map(|mut c| (c.id(), c.take_buffer().is_some())));
+    }
+    back.sort_unstable();
+    assert_eq!(back, [0, 1, 2, 3, 10, 11, 12, 13].map(|id| (id, true)));
+    assert_eq!(cq.credits_in_use(), 0);
+}
+
+/// A chain of one is that one, whatever the provider says.
+#[test]
+fn point_08_a_chain_of_one_that_is_refused_without_a_place() {
+    let rig = rig();
+    rig.evil.omit_bad_wr(true);
+    rig.evil.post_send.fail_times(1, libc::EINVAL);
+    rig.evil.post_recv.fail_times(1, libc::EINVAL);
+    let mut sends = vec![WorkRequest::send(rig.buffer())];
+    let mut receives = vec![RecvRequest::new(rig.buffer())];
+    for refused in [rig.qp.post_batch(&mut sends), rig.qp.post_recv_batch(&mut receives)] {
+        assert!(matches!(refused, Err(PostErrorKind::Verb { .. })), "{refused:?}");
+    }
+    assert_eq!(sends.pop().unwrap().into_payload().into_buffers().count(), 1);
+    assert_eq!(receives.pop().unwrap().into_payload().into_buffers().count(), 1);
+    assert_eq!(rig.cq.credits_in_use(), 0);
+}
+
 /// Point 1: a destroy that fails leaks the pair, its slots and their buffers.
 #[test]
 fn point_01_failed_destroy_leaks_what_is_posted() {

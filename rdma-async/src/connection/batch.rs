@@ -251,12 +251,16 @@ fn post<T: Connected>(
     let before = requests.len();
     let result = qp.post_batch(requests);
     let mut posted = u32::try_from(before - requests.len()).unwrap_or(u32::MAX);
-    if posted > 0 && matches!(result, Err(PostErrorKind::Verb { .. })) {
+    match &result {
         // Those before the one that the device refused complete with the next that is signalled.
-        match qp.post_send(write_nowhere(Payload::empty()).id(lane.key().id(number))) {
-            Ok(()) => posted += 1,
-            Err(error) => *end_of_run = Err(error.kind),
+        Err(PostErrorKind::Verb { .. }) if posted > 0 => {
+            match qp.post_send(write_nowhere(Payload::empty()).id(lane.key().id(number))) {
+                Ok(()) => posted += 1,
+                Err(error) => *end_of_run = Err(error.kind),
+            }
         }
+        Err(unclear @ PostErrorKind::Unclear { .. }) => *end_of_run = Err(unclear.clone()),
+        _ => {}
     }
     state.posted(number, posted);
     result.map(drop).map_err(OperationError::from)

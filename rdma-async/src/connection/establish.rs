@@ -20,7 +20,13 @@ use super::{
     transport::Connected,
     watch::{Guarded, watch},
 };
-use crate::{domain::Domain, error::ConnectError, exchange::Exchange, lane::Lane, trace};
+use crate::{
+    domain::Domain,
+    error::{ConnectError, fit_to_print},
+    exchange::Exchange,
+    lane::Lane,
+    trace,
+};
 
 /// The first frame: what this side is. A side that cannot even make its queue pair says why instead.
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,7 +112,7 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
 ) -> Result<Connection<T>, ConnectError> {
     let mut exchange = Exchange::new(stream, config.handshake_timeout);
     let failed = |source| ConnectError::Exchange { peer: address, source };
-    let refused = |reason| ConnectError::Refused { peer: address, reason };
+    let refused = |reason: String| ConnectError::Refused { peer: address, reason: fit_to_print(&reason) };
     // A peer that says nothing costs a listener no queue pair.
     let heard = match turn {
         Some(turn) => {
@@ -175,9 +181,9 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     Ok(Connection { link, domain: domain.clone(), peer, watcher: Mutex::new(Some(watcher)) })
 }
 
-/// An error for the peer, short enough for a frame.
+/// An error for the peer.
 fn reason(error: &dyn std::error::Error) -> String {
-    error.to_string().chars().take(500).collect()
+    fit_to_print(&error.to_string())
 }
 
 /// A queue pair with receives posted, about to be connected.

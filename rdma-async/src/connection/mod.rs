@@ -54,7 +54,7 @@ pub type UcConnection = Connection<Uc>;
 /// in the order in which their futures are first polled. A future that was polled keeps its turn until it is dropped, as with tokio's locks:
 /// one that is forgotten, or kept and not polled, holds up those behind it.
 ///
-/// The connection ends with the first operation that the device fails, when the peer closes or dies, by a
+/// The connection ends with the first operation that the device fails, when the peer closes, fails or dies, by a
 /// [deadline](Connection::with_deadline), by [`close`](Connection::close), when it is dropped, and with the runtime that it was made on,
 /// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its
 /// memory back.
@@ -228,8 +228,9 @@ impl<T: Connected> Connection<T> {
         Recv::new(&self.link)
     }
 
-    /// Waits for a message, and appends it to `messages` with those behind it that have arrived too, in order, at most `limit` in all; gives
-    /// how many. It costs less than as many calls of [`recv`](Connection::recv): one wait, and one lock.
+    /// Waits for a message, and appends it to `messages` with those behind it that were found with it, in order, at most `limit` in all; gives
+    /// how many: perhaps one, though more have arrived. It costs less than as many calls of [`recv`](Connection::recv): one wait, and one
+    /// lock. Of several tasks one gets that many before the next in line gets any.
     ///
     /// With a `limit` of 0 it gives 0 at once.
     ///
@@ -250,10 +251,7 @@ impl<T: Connected> Connection<T> {
         }
         let before = messages.len();
         messages.push(self.recv().await?);
-        let lane = &self.link.lane;
-        // Dropped outside of the lock, which a `let` sees to.
-        let not_posted = lane.lock().take_all_arrived(lane, limit - 1, |message| messages.push(message));
-        drop(not_posted);
+        self.link.lane.take_arrived(limit - 1, |message| messages.push(message));
         Ok(messages.len() - before)
     }
 

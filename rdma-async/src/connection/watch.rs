@@ -8,16 +8,16 @@ use tokio::{
 };
 
 use super::{link::Link, transport::Connected};
-use crate::{error::Ended, publish};
+use crate::{
+    error::{Ended, MAX_REASON, fit_to_print},
+    publish,
+};
 
-/// Says on the stream that the connection is being closed on purpose.
+/// Says on the stream that the connection is being closed on purpose, or because the peer has ended it.
 const GOODBYE: u8 = b'B';
 
 /// Says on the stream that the connection failed; the length of the reason, two bytes, big endian, and the reason in UTF-8 follow.
 const FAILED: u8 = b'F';
-
-/// The most bytes of a reason: what is longer is cut, and not read.
-const REASON: usize = 1000;
 
 /// How long operations in flight have to end by themselves after the peer said that its side failed: what its device answered, such as the
 /// refusal of a write, says more than that, and may still be under way.
@@ -81,14 +81,11 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
 /// What the peer is told at the end.
 fn farewell(reason: &Ended) -> Vec<u8> {
     match reason {
-        Ended::Closed | Ended::ClosedByPeer | Ended::PeerLost { .. } | Ended::PeerFailed { .. } => {
-            vec![GOODBYE]
-        }
+        Ended::Closed | Ended::ClosedByPeer | Ended::PeerFailed { .. } => vec![GOODBYE],
         failure => {
-            let reason = failure.to_string();
-            let reason = &reason.as_bytes()[..reason.len().min(REASON)];
+            let reason = fit_to_print(&failure.to_string());
             let length = u16::try_from(reason.len()).unwrap_or_default();
-            [&[FAILED], &length.to_be_bytes()[..], reason].concat()
+            [&[FAILED], &length.to_be_bytes()[..], reason.as_bytes()].concat()
         }
     }
 }
@@ -97,13 +94,12 @@ fn farewell(reason: &Ended) -> Vec<u8> {
 async fn failure(reader: &mut (impl AsyncRead + Unpin)) -> Ended {
     let text = tokio::time::timeout(PATIENCE, async {
         let length = usize::from(reader.read_u16().await?);
-        let mut text = vec![0; length.min(REASON)];
+        let mut text = vec![0; length.min(MAX_REASON)];
         reader.read_exact(&mut text).await?;
         std::io::Result::Ok(text)
     });
     let reason = match text.await {
-        // A terminal may read it.
-        Ok(Ok(text)) => String::from_utf8_lossy(&text).replace(char::is_control, " "),
+        Ok(Ok(text)) => fit_to_print(&String::from_utf8_lossy(&text)),
         _ => "it does not say how".to_owned(),
     };
     Ended::PeerFailed { reason }

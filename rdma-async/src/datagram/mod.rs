@@ -274,8 +274,9 @@ impl UdEndpoint {
         }
     }
 
-    /// Waits for a datagram, and appends it to `datagrams` with those behind it that have arrived too, in order, at most `limit` in all; gives
-    /// how many. It costs less than as many calls of [`recv_from`](UdEndpoint::recv_from).
+    /// Waits for a datagram, and appends it to `datagrams` with those behind it that were found with it, in order, at most `limit` in all;
+    /// gives how many: perhaps one, though more have arrived. It costs less than as many calls of [`recv_from`](UdEndpoint::recv_from). Of
+    /// several tasks one gets that many before the next in line gets any.
     ///
     /// With a `limit` of 0 it gives 0 at once.
     ///
@@ -297,15 +298,12 @@ impl UdEndpoint {
         let before = datagrams.len();
         datagrams.push(self.recv_from().await?);
         let mut unreadable = Vec::new();
-        let not_posted = self.lane.lock().take_all_arrived(&self.lane, limit - 1, |arrival| {
-            match self.datagram(arrival) {
-                Ok(datagram) => datagrams.push(datagram),
-                Err(arrival) => unreadable.push(arrival),
-            }
+        self.lane.take_arrived(limit - 1, |arrival| match self.datagram(arrival) {
+            Ok(datagram) => datagrams.push(datagram),
+            // Dropped when no lock is held.
+            Err(arrival) => unreadable.push(arrival),
         });
         self.tables().unreadable += unreadable.len() as u64;
-        // Outside of the lock.
-        drop((not_posted, unreadable));
         Ok(datagrams.len() - before)
     }
 

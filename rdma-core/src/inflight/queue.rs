@@ -486,11 +486,16 @@ impl WorkQueue {
         self.ring_tail.store(tail.wrapping_add(1), Ordering::Release);
     }
 
-    /// Takes the last `push_unsignaled` back: its post failed.
+    /// Takes the last `push_unsignaled` back: its post failed. The caller is the poster.
     pub(crate) fn pop_unsignaled(&self) {
+        // A completion that nothing was posted for may have retired it.
+        let guard = self.cq().map(CqInner::lock_state);
         let tail = self.ring_tail.load(Ordering::Relaxed);
-        self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
-        self.ring_tail.store(tail.wrapping_sub(1), Ordering::Relaxed);
+        if self.ring_head.load(Ordering::Relaxed) != tail {
+            self.special.fetch_sub(UNSIGNALED, Ordering::Relaxed);
+            self.ring_tail.store(tail.wrapping_sub(1), Ordering::Relaxed);
+        }
+        drop(guard);
     }
 
     /// Completes the unsignalled sends posted before position `seq`: a completion of that position came,
@@ -669,16 +674,17 @@ impl WorkQueue {
         crate::cq::run(deferred);
     }
 
-    /// Takes back a slot whose post failed: what it held. `None` if a completion for it came all the
-    /// same. The caller is the poster.
+    /// Takes back a slot whose post failed: what it held, if a completion that came all the same did not take it, and whether one came,
+    /// which has returned a credit. The caller is the poster.
     #[cold]
-    pub(crate) fn retract(&self, slot: u32, owned: bool) -> Option<Taken> {
+    pub(crate) fn retract(&self, slot: u32, owned: bool) -> (Option<Taken>, bool) {
         let guard = self.cq().map(CqInner::lock_state);
         let claim = self.slots.claim_any(slot);
         drop(guard);
-        if claim == Claim::Stray {
+        let is_completed = claim == Claim::Stray;
+        if is_completed {
             if !owned {
-                return None;
+                return (None, true);
             }
             // No `Operation` was made of it, so it is COMPLETED, and ours.
             // SAFETY: the owner is whoever would have made the operation: this poster.
@@ -688,7 +694,7 @@ impl WorkQueue {
         let taken = unsafe { self.take(slot, claim.simple()) };
         // SAFETY: emptied.
         unsafe { self.slots.release(slot) };
-        Some(taken)
+        (Some(taken), is_completed)
     }
 
     /// Work requests in flight: posted, and their completion not yet polled. Looks at every slot.

@@ -1,10 +1,10 @@
 //! Posting several sends as one chain: one call, one doorbell.
 
-use verbs_sys::{ibv_send_flags, ibv_send_wr, inline};
+use verbs_sys::{ibv_send_flags, inline};
 
 use super::inner::QpInner;
 use super::post::{SIGNALED, fill, raw_send, take_back};
-use super::refusal::{PostErrorKind, refused};
+use super::refusal::{PostErrorKind, refused_chain};
 use super::request::{Data, Payload, WorkRequest};
 use super::transport::Transport;
 use crate::inflight::{Meta, PostState, Posted, WorkQueue};
@@ -91,8 +91,10 @@ impl QpInner {
         let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), first, &raw mut bad) };
         let mut done = count;
         if code != 0 {
-            refusal = Some(refused("ibv_post_send", code));
-            done = unposted(&post.chain, bad);
+            let place = post.chain.iter().position(|wr| std::ptr::eq(wr, bad));
+            let kind;
+            (done, kind) = refused_chain("ibv_post_send", code, place, count);
+            refusal = Some(kind);
             for i in (done..count).rev() {
                 self.undo(post, i, &mut requests[i].payload, owned);
             }
@@ -180,19 +182,14 @@ impl QpInner {
         if link.unsignaled {
             self.sq.pop_unsignaled();
         }
-        self.sq.return_credits(link.credits);
         let (unsignaled, reserved) = link.before;
         post.set_unsignaled(unsignaled);
-        post.reserved = reserved;
-        let taken = take_back(&self.sq, post, link.slot, owned);
+        let (taken, is_completed) = take_back(&self.sq, post, link.slot, owned);
+        // A completion that came all the same has returned one: of those that it took, or the one that was set aside before.
+        self.sq.return_credits(link.credits.saturating_sub(u32::from(is_completed)));
+        post.reserved = reserved && !(is_completed && link.credits == 0);
         if !matches!(payload.data, Data::Inline(_)) {
             *payload = taken;
         }
     }
-}
-
-/// The index of the first request that the verb did not post. A provider that does not say leaves us
-/// not knowing: then all count as posted, because the device may have them.
-fn unposted(chain: &[ibv_send_wr], bad: *mut ibv_send_wr) -> usize {
-    chain.iter().position(|wr| std::ptr::eq(wr, bad)).unwrap_or(chain.len())
 }

@@ -201,7 +201,8 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     ///
     /// # Errors
     ///
-    /// Why the first that is left in `requests` could not be posted; those before it were.
+    /// Why the first that is left in `requests` could not be posted; those before it were. [`PostErrorKind::Unclear`]: some of those that are
+    /// not left were not posted either.
     pub fn post_recv_batch(&self, requests: &mut Vec<RecvRequest>) -> Result<usize, PostErrorKind>
     where
         S: CanRecv,
@@ -279,7 +280,8 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     ///
     /// # Errors
     ///
-    /// Why the first that is left in `requests` could not be posted; those before it were.
+    /// Why the first that is left in `requests` could not be posted; those before it were. [`PostErrorKind::Unclear`]: some of those that are
+    /// not left were not posted either.
     pub fn post_batch(&self, requests: &mut Vec<WorkRequest<'_, T>>) -> Result<usize, PostErrorKind>
     where
         S: CanSend,
@@ -291,7 +293,8 @@ impl<T: Transport, S: State> QueuePair<T, S> {
     ///
     /// # Errors
     ///
-    /// Why the first that is left in `requests` could not be posted; those before it were.
+    /// Why the first that is left in `requests` could not be posted; those before it were. [`PostErrorKind::Unclear`]: some of those that are
+    /// not left were not posted either.
     pub fn start_batch<'q>(
         &'q self,
         requests: &mut Vec<WorkRequest<'_, T>>,

@@ -402,20 +402,39 @@ pub(super) unsafe fn fill(payload: *mut SlotPayload, meta: Meta) {
     unsafe { place.write(meta) };
 }
 
-/// What a slot held, after its post failed.
-pub(super) fn take_back<'d>(queue: &WorkQueue, post: &mut PostState, slot: u32, owned: bool) -> Payload<'d> {
+/// What a slot held, after its post failed; and whether a completion for it came all the same, which has returned a credit.
+pub(super) fn take_back<'d>(
+    queue: &WorkQueue,
+    post: &mut PostState,
+    slot: u32,
+    owned: bool,
+) -> (Payload<'d>, bool) {
     // The ring goes on where it was, or what is in flight would no longer be in its order.
     queue.slots.set_cursor(&mut post.cursor, slot);
-    let Some(taken) = queue.retract(slot, owned) else { return Payload::empty() };
-    let data = match taken.held {
-        HeldList { first: None, .. } => Data::None,
-        HeldList { first: Some(held), rest } if rest.is_empty() => Data::One(held),
-        several => Data::Many(several.into_iter().collect()),
+    let (taken, is_completed) = queue.retract(slot, owned);
+    let data = match taken.map(|taken| taken.held) {
+        None | Some(HeldList { first: None, .. }) => Data::None,
+        Some(HeldList { first: Some(held), rest }) if rest.is_empty() => Data::One(held),
+        Some(several) => Data::Many(several.into_iter().collect()),
     };
-    Payload { data }
+    (Payload { data }, is_completed)
 }
 
-/// As `take_back`, of a slot with one buffer, which the caller of the post has again unless it is `Lost`; and its credit.
+/// As `take_back`, of a slot that took one credit, which goes back, too.
+pub(super) fn take_back_paid<'d>(
+    queue: &WorkQueue,
+    post: &mut PostState,
+    slot: u32,
+    owned: bool,
+) -> Payload<'d> {
+    let (payload, is_completed) = take_back(queue, post, slot, owned);
+    if !is_completed {
+        queue.return_credits(1);
+    }
+    payload
+}
+
+/// As `take_back_paid`, of a slot with one buffer, which the caller of the post has again unless it is `Lost`.
 #[cold]
 pub(super) fn take_back_buffer(
     queue: &WorkQueue,
@@ -424,8 +443,7 @@ pub(super) fn take_back_buffer(
     owned: bool,
     code: i32,
 ) -> Refusal {
-    queue.return_credits(1);
-    match take_back(queue, post, slot, owned).into_buffers().next() {
+    match take_back_paid(queue, post, slot, owned).into_buffers().next() {
         Some(buffer) => {
             let _ = buffer.into_raw();
             Refusal::from_code(code)

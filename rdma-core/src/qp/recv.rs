@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use verbs_sys::{ibv_qp, ibv_recv_wr, ibv_sge, ibv_srq, inline};
 
 use super::inner::QpInner;
-use super::post::{fill, take_back, take_back_buffer};
-use super::refusal::{PostError, PostErrorKind, Refusal, refused};
+use super::post::{fill, take_back_buffer, take_back_paid};
+use super::refusal::{PostError, PostErrorKind, Refusal, refused, refused_chain};
 use super::request::{Data, Payload, RecvRequest};
 use crate::cq::Opcode;
 use crate::inflight::{Held, Meta, PostState, Posted, WorkQueue, WrId};
@@ -112,7 +112,7 @@ impl QpInner {
     }
 
     /// Posts requests in order until one cannot be: gives how many were, and why no more. Those that were posted have lost their
-    /// memory.
+    /// memory, and so have others for which completions came all the same.
     pub(crate) fn post_recv_chain(&self, requests: &mut [RecvRequest]) -> (usize, Option<PostErrorKind>) {
         let (queue, target) = (&*self.rq, self.recv_target());
         let mut guard = queue.lock_post();
@@ -150,15 +150,13 @@ impl QpInner {
         if code == 0 {
             return (count, refusal);
         }
-        // A provider that does not say which was the first that it refused leaves us not knowing: then all count as posted, because the
-        // device may have them.
-        let done = post.recv_chain.iter().position(|wr| std::ptr::eq(wr, bad)).unwrap_or(count);
+        let place = post.recv_chain.iter().position(|wr| std::ptr::eq(wr, bad));
+        let (done, kind) = refused_chain(target.verb(), code, place, count);
         for i in (done..count).rev() {
             let slot = WrId(post.recv_chain[i].wr_id).slot();
-            queue.return_credits(1);
-            requests[i].payload = take_back(queue, post, slot, false);
+            requests[i].payload = take_back_paid(queue, post, slot, false);
         }
-        (done, Some(refused(target.verb(), code)))
+        (done, Some(kind))
     }
 
     #[inline(never)]
@@ -255,8 +253,7 @@ pub(crate) unsafe fn post_recv(
         if code == 0 {
             return Ok(slot);
         }
-        queue.return_credits(1);
-        request.payload = take_back(queue, post, slot, owned);
+        request.payload = take_back_paid(queue, post, slot, owned);
         refused(target.verb(), code)
     };
     drop(guard);

@@ -62,6 +62,19 @@ pub enum PostErrorKind {
         /// What it said.
         errno: i32,
     },
+    /// The provider refused a chain, and did not say from which work request on. All of it counts as posted, because the device may have it,
+    /// and what it has not never completes.
+    #[error(
+        "{verb} failed with errno {errno} ({}) and did not say at which work request: some of those it was given may never complete, until \
+         the queue pair is flushed (QueuePair::abort) or goes",
+        std::io::Error::from_raw_os_error(*.errno)
+    )]
+    Unclear {
+        /// The verb.
+        verb: &'static str,
+        /// What it said.
+        errno: i32,
+    },
 }
 
 /// A work request was not posted; here it is again.
@@ -138,4 +151,24 @@ impl Refusal {
 
 pub(super) fn refused(verb: &'static str, code: i32) -> PostErrorKind {
     Refusal::from_code(code).kind(verb)
+}
+
+/// Of a chain of `count`: how many the verb posted before the one that it refused, which is at `place` unless it did not say; and what that
+/// means.
+#[cold]
+pub(super) fn refused_chain(
+    verb: &'static str,
+    code: i32,
+    place: Option<usize>,
+    count: usize,
+) -> (usize, PostErrorKind) {
+    match place {
+        Some(place) => (place, refused(verb, code)),
+        // Which one else?
+        None if count == 1 => (0, refused(verb, code)),
+        None => {
+            let errno = crate::error::from_return(code).raw_os_error().unwrap_or(0);
+            (count, PostErrorKind::Unclear { verb, errno })
+        }
+    }
 }

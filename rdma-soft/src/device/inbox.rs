@@ -237,7 +237,8 @@ impl SentTo {
         self.has_own
     }
 
-    /// Tells the threads of a process from one another: each has one of these.
+    /// Tells the threads of a process from one another: each has one of these. A hint, for another thread may have it after one
+    /// has ended.
     pub(super) fn thread(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }

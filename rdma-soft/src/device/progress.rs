@@ -8,9 +8,9 @@
 //! * The background thread (`background`) does it for programs that do not call.
 //!
 //! An acknowledgement must not stand between a message and its answer: it is held until the program posts
-//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or polls
-//! and always finds something, for 20 us; or a millisecond has passed. Arming a queue does not send it: programs arm before they answer, and the poll or
-//! sleep that follows is close enough.
+//! on that queue pair, and then leaves in the same segmented send; or polls in vain or goes to sleep; or has
+//! emptied a completion queue and polls again after 20 us; or a millisecond has passed. Arming a queue does
+//! not send it: programs arm before they answer, and the poll or sleep that follows is close enough.
 
 use std::io;
 use std::sync::Arc;
@@ -31,13 +31,14 @@ const SOCKET_POLL: u32 = 32;
 const PATIENCE: u32 = 16 * SOCKET_POLL;
 /// Between two looks at the timers, counted likewise.
 const TIMERS_EVERY: u32 = 8 * SOCKET_POLL;
-/// Where all peers are in this process: between two looks at the socket, and how long acknowledgements are
-/// held and packets left to the threads they are for, counted likewise: to other threads, or to the one that polls.
+/// Where all peers are in this process: between two looks at the socket, counted likewise.
 const LOCAL_SOCKET_EVERY: u32 = 256;
+/// Where all peers are in this process: how long packets are left to the thread that they are for, and
+/// acknowledgements held for its answer, counted likewise; if that is another thread, and if it is this one.
 const LOCAL_HOLD: u32 = 16;
 const OWN_HOLD: u32 = 1;
-/// So long acknowledgements are held by a thread that always finds something, in nanoseconds: others may wait for nothing
-/// else.
+/// So long acknowledgements are held by a thread that always finds work to do when it polls an empty queue, in
+/// nanoseconds: others may wait for nothing else.
 const HOLD_WHILE_BUSY: u64 = 20_000;
 /// One receive call that yields so many bytes is part of a stream. A thread that is about to sleep looks again
 /// this often then: the next packets are near, and waking up costs more.
@@ -125,17 +126,13 @@ impl Device {
     #[inline(always)]
     fn drive(&self, cq: &CompletionQueue, scratch: &mut Scratch) -> bool {
         self.counters.count(DeviceCounter::Drives);
-        if !cq.inbox.is_empty() {
-            // Who answers at once has answered what came in the rounds before.
-            if !scratch.held.is_empty()
-                && self.now().nanoseconds() >= scratch.held.since().nanoseconds() + HOLD_WHILE_BUSY
-            {
-                self.serve_held(scratch);
-            }
-            if self.serve_inbox(cq, false, scratch) {
-                self.serve_sleepers(scratch);
-                return true;
-            }
+        // Who answers at once has answered what came in the rounds before.
+        if !scratch.held.is_empty() && scratch.held.are_older_than(HOLD_WHILE_BUSY, self.now()) {
+            self.serve_held(scratch);
+        }
+        if !cq.inbox.is_empty() && self.serve_inbox(cq, false, scratch) {
+            self.serve_sleepers(scratch);
+            return true;
         }
         cq.inbox.note_poller(scratch.sent_to.thread());
         let before = scratch.idle_polls;

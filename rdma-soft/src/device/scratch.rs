@@ -19,7 +19,7 @@ pub(super) struct Scratch {
     /// Of packets that are sent.
     pub(super) icrcs: IcrcCache,
     pub(super) wakes: Wakes,
-    /// Where this thread put packets for other threads.
+    /// Where this thread put packets that may not have been taken yet.
     pub(super) sent_to: SentTo,
     /// Queue pairs whose acknowledgements this thread held, to be sent when it polls in vain, or held them for long enough.
     pub(super) held: Held,
@@ -128,9 +128,10 @@ impl Held {
         self.spare = taken;
     }
 
-    /// When it was empty last.
-    pub(super) fn since(&self) -> Time {
-        self.since
+    /// Whether it was empty last `nanoseconds` before `now`, or longer ago; or by the clock of another device, which is gone.
+    pub(super) fn are_older_than(&self, nanoseconds: u64, now: Time) -> bool {
+        let (since, now) = (self.since.nanoseconds(), now.nanoseconds());
+        now < since || now - since >= nanoseconds
     }
 
     pub(super) fn is_foreign(&self) -> bool {
