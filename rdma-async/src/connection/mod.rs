@@ -251,7 +251,7 @@ impl<T: Connected> Connection<T> {
         }
         let before = messages.len();
         messages.push(self.recv().await?);
-        self.link.lane.take_arrived(limit - 1, |message| messages.push(message));
+        self.link.lane.take_many(limit - 1, |message| messages.push(message));
         Ok(messages.len() - before)
     }
 

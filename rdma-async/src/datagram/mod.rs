@@ -298,7 +298,7 @@ impl UdEndpoint {
         let before = datagrams.len();
         datagrams.push(self.recv_from().await?);
         let mut unreadable = Vec::new();
-        self.lane.take_arrived(limit - 1, |arrival| match self.datagram(arrival) {
+        self.lane.take_many(limit - 1, |arrival| match self.datagram(arrival) {
             Ok(datagram) => datagrams.push(datagram),
             // Dropped when no lock is held.
             Err(arrival) => unreadable.push(arrival),
