@@ -192,12 +192,11 @@ impl Device {
         // Those that are held now: one that another thread is sending for comes back to the list.
         let held = scratch.held.take();
         for &qp_num in &held {
-            // It may be destroyed, which paid what it owed.
-            let Some(qp) = self.queue_pairs().get(qp_num).cloned() else { continue };
-            if qp.listed.owes_ack.load(Ordering::Relaxed) {
-                self.settle(&qp, qp.lock(), Acks::Flush, self.now(), scratch);
-                worked = true;
-            }
+            // Most have answered meanwhile; one may be destroyed, which paid what it owed.
+            let owes = |qp: &&Arc<QueuePair>| qp.listed.owes_ack.load(Ordering::Relaxed);
+            let Some(qp) = self.queue_pairs().get(qp_num).filter(owes).cloned() else { continue };
+            self.settle(&qp, qp.lock(), Acks::Flush, self.now(), scratch);
+            worked = true;
         }
         scratch.held.give_back(held);
         worked
