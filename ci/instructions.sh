@@ -5,8 +5,8 @@
 # loop and the library. Ratios are to the C-like loop: on null0 of "program", what the library costs; on soft0 of all, what a
 # user notices.
 #
-# Counted is the thread that runs the loop. Under valgrind time goes by some fifty times faster than work: the device's background
-# thread, which wakes up every millisecond, would take up more than the loop.
+# Counted is the thread that runs the loop. Under valgrind work takes many times longer, and a millisecond does not: the device's background
+# thread, which wakes up that often, would take up more than the loop.
 #
 # Fails when a ratio on null0, where counts are exact, is more than 2 % above the one in ci/instructions/snapshot.txt. On soft0
 # threads and timers make counts vary by some percent; those are for reading. It also fails when a SEND and its RECV, awaited, take

@@ -57,7 +57,7 @@ async fn messages_come_in_order_and_no_more_than_asked_for() {
     }
 }
 
-/// More messages than the queue pair has receives, with all their buffers kept until the peer is stopped by that.
+/// Batches of more messages than the queue pair has receives, again and again, each kept until all of it is there.
 #[tokio::test]
 async fn the_places_of_all_messages_are_filled_again() {
     let domain = common::domain();

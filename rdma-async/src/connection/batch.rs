@@ -131,6 +131,7 @@ impl<T: Connected> Future for Post<'_, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Post { link, is_new, requests, refusal, slot, ticket, waiter } = &mut *self;
+        // One lock for a whole batch.
         let gives_way = mem::take(is_new) && link.lane.lock().is_enough_of_batches();
         if refusal.is_none() && !requests.is_empty() && stands_behind(&link.lane, ticket, cx) {
             return Poll::Pending;

@@ -62,12 +62,9 @@ pub(super) async fn watch<T: Connected, S: AsyncRead + AsyncWrite>(
     }
     // What the peer sent before it left is received first.
     while matches!(link.lane.queue.shared.dispatch(), Ok(1..)) {}
-    link.lane.end(reason);
+    link.lane.end(reason.clone());
     // The first reason counts, which may be another one by now.
-    let word = match link.lane.why_ended() {
-        Some(reason) => farewell(&reason),
-        None => vec![GOODBYE],
-    };
+    let word = farewell(&link.lane.why_ended().unwrap_or(reason));
     let _ = tokio::time::timeout(PATIENCE, async {
         writer.write_all(&word).await?;
         writer.shutdown().await

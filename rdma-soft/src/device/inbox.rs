@@ -57,7 +57,7 @@ struct Shared {
     waiting: AtomicBool,
     /// Whether a thread may sleep until the next completion.
     armed: AtomicBool,
-    /// The thread that last polled the queue in vain, see `SentTo::thread`; 0 before any did.
+    /// The thread that polled the queue in vain, and it first in a row of such polls, when that was noted last, see `SentTo::thread`; 0 before any did.
     poller: AtomicUsize,
 }
 
