@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rdma_core::qp::transport::{Connected, Rc, RdmaWrite};
 use rdma_core::{
-    Completions, Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, Status, WorkRequest,
+    Completions, Opcode, Payload, PostErrorKind, RecvRequest, RemoteAccess, RemoteSlice, Status, WorkRequest,
 };
 use support::{Difference, LIMIT, Pair, QKEY, collect, differs, rc, uc, ud};
 
@@ -222,6 +222,55 @@ fn batches() {
     drop(batch.remove(0));
     assert_eq!(pair.a.qp.start_batch(&mut batch, &mut operations), Ok(1));
     assert!(operations.pop().unwrap().wait(LIMIT).unwrap().result().is_ok());
+}
+
+/// One that fails in a run of unsignalled sends completes by itself: those before it have succeeded, those behind it are flushed.
+#[test]
+fn an_unsignaled_send_that_fails() {
+    let pair = rc();
+    let shared = pair.pd.share(vec![0; 64], RemoteAccess::all()).unwrap();
+    let beyond = RemoteSlice { addr: shared.remote().addr + 4096, ..shared.remote() };
+    let mut batch: Vec<WorkRequest<'_, Rc>> = (0..6)
+        .map(|id| {
+            let remote = if id == 3 { beyond } else { shared.remote() };
+            // Of both kinds that are kept in different ways: one buffer, or a list.
+            let request = match id % 2 {
+                0 => WorkRequest::write([pair.buffer(b"a"), pair.buffer(b"b")], remote),
+                _ => WorkRequest::write(pair.buffer(b"c"), remote),
+            };
+            request.id(id).unsignaled()
+        })
+        .collect();
+    assert_eq!(pair.a.qp.post_batch(&mut batch), Ok(6));
+    // Behind it nothing is signalled: only by the error do those before it end.
+    let done = collect(&pair.a.cq, 6);
+    for (id, done) in (0..).zip(&done) {
+        assert_eq!((done.id, done.buffers.len()), (id, 2 - id as usize % 2));
+        match &done.result {
+            Ok(_) => assert!(id < 3, "{id} succeeded"),
+            Err(error) => {
+                assert_eq!(error.is_flush(), id > 3, "{id}: {error}");
+                assert!(id >= 3, "{id}: {error}");
+            }
+        }
+    }
+    assert_eq!(pair.a.cq.stray_completions(), 0);
+}
+
+/// What ends a run does not fit: the last that does is signalled in its stead.
+#[test]
+fn a_batch_that_ends_too_early() {
+    let pair = rc();
+    let shared = pair.pd.share(vec![0; 64], RemoteAccess::all()).unwrap();
+    let request = |id| WorkRequest::write(pair.buffer(b"x"), shared.remote()).id(id);
+    let mut batch: Vec<_> = (0..4).map(|id| request(id).unsignaled()).collect();
+    let nowhere = shared.remote().slice(0, 0).unwrap();
+    batch.push(WorkRequest::write(pair.buffer(b"x"), nowhere).id(4));
+    assert_eq!(pair.a.qp.post_batch(&mut batch), Err(PostErrorKind::OutOfBounds { asked: 1, limit: 0 }));
+    assert_eq!(batch.len(), 1);
+    let ids: Vec<_> = collect(&pair.a.cq, 4).iter().map(|done| (done.id, done.result.is_ok())).collect();
+    assert_eq!(ids, [(0, true), (1, true), (2, true), (3, true)]);
+    assert_eq!(pair.a.cq.credits_in_use(), 0);
 }
 
 #[test]

@@ -174,7 +174,7 @@ impl Finished {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn add(&mut self, completion: &mut Completion<'_>) {
         if completion.is_single() {
             if let Some(buffer) = completion.take_buffer() {
@@ -187,7 +187,7 @@ impl Finished {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn keep(&mut self, buffer: Buffer) {
         // A batch's are all kept in the place made for them.
         match &mut self.first {
@@ -442,8 +442,10 @@ impl<T: Carries> Deliver for Shared<T> {
         let mut state = self.state.lock();
         let mut completion = first;
         loop {
-            let waker = state.deliver(Key::slot(completion.id()), completion, later);
-            later.wake(waker);
+            // Mostly nobody is to be woken: the first of several messages, and the last of a batch, called whoever waits.
+            if let Some(waker) = state.deliver(Key::slot(completion.id()), completion, later) {
+                later.wake([waker]);
+            }
             completion = rest.next()?;
             if !key.is_of(completion.id()) {
                 return Some(completion);
@@ -461,7 +463,7 @@ impl<T: Carries> Deliver for Shared<T> {
 
 impl<T: Carries> State<T> {
     /// Takes a completion of this lane. Gives the waker of who waits for it, to be called.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(
         &mut self,
         slot: u32,
@@ -508,7 +510,7 @@ impl<T: Carries> State<T> {
         later.wake(self.receivers.all());
     }
 
-    #[inline]
+    #[inline(always)]
     fn complete(&mut self, slot: u32, mut completion: Completion<'_>, later: &mut Later) -> Option<Waker> {
         // A number that nobody has: a provider cannot make one up, for what it says names a work request in flight.
         let entry = if slot == ONLY { Some(&mut self.only) } else { self.entries.get_mut(slot as usize) };

@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rdma_core::qp::state::Rts;
 use rdma_core::qp::transport::Rc;
 use rdma_core::{
-    Buffer, CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, PostErrorKind,
-    ProtectionDomain, QueuePair, RecvRequest, WorkRequest,
+    Buffer, CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, Opcode,
+    PostErrorKind, ProtectionDomain, QueuePair, RecvRequest, RemoteAccess, WorkRequest,
 };
 
 fn open() -> (Context, ProtectionDomain) {
@@ -130,4 +131,84 @@ fn plain_sends_between_unsignalled_ones() {
     buffers.extend(cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()));
     assert_eq!(buffers.len(), 64);
     assert_eq!(cq.credits_in_use(), 0);
+}
+
+/// Batches of every shape, one buffer or a list, signalled or not, more than fit or fewer: all come back, each once and in order of
+/// posting, the buffers of each as they were given; and what ends a run completes it.
+#[test]
+fn batches_of_every_shape() {
+    for (depth, entries) in [(8, 128), (8, 5), (5, 64)] {
+        let (context, pd) = open();
+        // With few entries the queues count what they may post, instead of having their depth reserved.
+        let cq = context.completion_queue(entries).build().unwrap();
+        let qp = pd.queue_pair::<Rc>(&cq, &cq).max_send(depth).max_recv(1).max_send_sge(3).build().unwrap();
+        let endpoint = qp.endpoint(&EndpointOptions::default()).unwrap();
+        let qp = qp.connect(&endpoint, &endpoint, &ConnectOptions::default()).unwrap();
+        let target = pd.share(vec![0; 64], RemoteAccess::all()).unwrap();
+        let mut idle: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
+        let mut completions = Completions::new();
+        let (mut next, mut seen) = (0_u64, 0_u64);
+        let mut given = VecDeque::new();
+        let mut random = 1_u64;
+        let mut rolls = move |sides: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % sides
+        };
+        for round in 0..3000 {
+            let mut batch = Vec::new();
+            for _ in 0..rolls(7) {
+                let count = if rolls(4) == 0 { 3 } else { 1 };
+                if idle.len() < count {
+                    break;
+                }
+                let buffers: Vec<_> = (0..count).map(|_| idle.pop().unwrap()).collect();
+                let addresses: Vec<_> = buffers.iter().map(|buffer| buffer.as_ptr().addr()).collect();
+                let request = match <[Buffer; 1]>::try_from(buffers) {
+                    Ok([buffer]) => WorkRequest::write(buffer, target.remote()),
+                    Err(buffers) => WorkRequest::write(buffers, target.remote()),
+                };
+                given.push_back((next, addresses));
+                let request = request.id(next);
+                batch.push(if rolls(3) == 0 { request } else { request.unsignaled() });
+                next += 1;
+            }
+            if let Err(kind) = qp.post_batch(&mut batch) {
+                assert_eq!(kind, PostErrorKind::QueueFull);
+            }
+            // What did not fit is not posted, and the numbers are given to others.
+            for request in batch.into_iter().rev() {
+                next -= 1;
+                let (number, addresses) = given.pop_back().unwrap();
+                let buffers: Vec<_> = request.into_payload().into_buffers().collect();
+                assert_eq!((number, buffers.len()), (next, addresses.len()), "round {round}");
+                assert!(buffers.iter().map(|buffer| buffer.as_ptr().addr()).eq(addresses));
+                idle.extend(buffers);
+            }
+            for mut completion in cq.poll(&mut completions).unwrap() {
+                completion.result().unwrap();
+                assert_eq!(completion.opcode(), Opcode::Write);
+                let (number, addresses) = given.pop_front().unwrap();
+                assert_eq!(completion.id(), number, "round {round}");
+                let buffers: Vec<_> = completion.take_buffers().collect();
+                assert!(buffers.iter().map(|buffer| buffer.as_ptr().addr()).eq(addresses));
+                idle.extend(buffers);
+                seen += 1;
+            }
+            assert_eq!(qp.send_queue().in_flight() as usize, given.len(), "round {round}");
+        }
+        assert!(seen > 3000, "{seen} of {next} came back");
+        let last = WorkRequest::write(idle.pop().unwrap(), target.remote()).id(next);
+        if let Err(refused) = qp.post_send(last) {
+            assert_eq!(refused.kind, PostErrorKind::QueueFull);
+            idle.extend(refused.request.into_payload().into_buffers());
+        }
+        idle.extend(
+            cq.poll(&mut completions).unwrap().flat_map(|mut c| c.take_buffers().collect::<Vec<_>>()),
+        );
+        assert_eq!((idle.len(), qp.send_queue().in_flight()), (64, 0));
+        assert_eq!(cq.credits_in_use(), 0);
+        assert_eq!(cq.stray_completions(), 0);
+    }
 }

@@ -323,7 +323,7 @@ impl<'a> Completion<'a> {
                 None
             }
         };
-        let has_more = held.first.is_some() || !held.rest.is_empty();
+        let has_more = !held.is_empty();
         Completion { id: *id, buffer: ManuallyDrop::new(buffer), more: has_more.then_some(held), completion }
     }
 }

@@ -91,6 +91,7 @@ struct Lending<'a> {
 }
 
 impl Sink for Lending<'_> {
+    #[inline(always)]
     fn deliver(&mut self, completion: WorkCompletion, taken: Taken) {
         self.deferred.extend(taken.keep.map(Later::Release));
         self.listed.push(Parked { completion, id: taken.id, held: taken.held });
@@ -145,6 +146,15 @@ impl Sink for Parking<'_> {
 #[allow(clippy::cast_possible_truncation, reason = "it was made of an int")]
 fn counted(n: usize) -> Result<usize, PollError> {
     if n <= BATCH { Ok(n) } else { Err(PollError { code: (n as u32).cast_signed() }) }
+}
+
+/// Empties the list of the last lot. What an iterator that was forgotten has left in it is dropped later; mostly nothing is.
+fn put_off_left(listed: &mut Vec<Parked>, deferred: &mut Vec<Later>) {
+    for Parked { held, .. } in listed.drain(..) {
+        if !held.is_empty() {
+            deferred.extend(held.into_iter().map(Later::Drop));
+        }
+    }
 }
 
 impl CqInner {
@@ -238,9 +248,7 @@ impl CqInner {
             credits = if state.counts { u32::try_from(simple).unwrap_or(0) } else { 0 };
         }
         let (landed, listed) = out.parts();
-        // Left by an iterator that was forgotten; nothing else holds anything.
-        let left = listed.drain(..).flat_map(|parked| parked.held);
-        state.deferred.extend(left.map(Later::Drop));
+        put_off_left(listed, &mut state.deferred);
         listed.extend(state.parked.drain(..));
         let mut sink = Lending { listed, deferred: &mut state.deferred, credits };
         for wc in &mut landed[simple..n] {
@@ -274,8 +282,7 @@ impl CqInner {
             return Answer::failed(&error);
         }
         let (_, listed) = out.parts();
-        let left = listed.drain(..).flat_map(|parked| parked.held);
-        state.deferred.extend(left.map(Later::Drop));
+        put_off_left(listed, &mut state.deferred);
         listed.extend(state.parked.drain(..));
         // As of a full batch: the queue was not seen empty.
         self.settle(guard, BATCH);

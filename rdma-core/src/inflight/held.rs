@@ -25,6 +25,13 @@ pub(crate) struct HeldList {
     pub(crate) rest: Vec<Held>,
 }
 
+impl HeldList {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first.is_none() && self.rest.is_empty()
+    }
+}
+
 impl IntoIterator for HeldList {
     type Item = Held;
     type IntoIter = std::iter::Chain<std::option::IntoIter<Held>, std::vec::IntoIter<Held>>;

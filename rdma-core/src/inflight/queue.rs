@@ -68,11 +68,39 @@ impl SlotPayload {
         unsafe { place.write(id) };
     }
 
-    /// Takes that of a slot posted as simple.
+    /// The same of a slot to be posted as placed, which has a position besides.
     ///
     /// # Safety
     ///
-    /// The caller owns the payload, filled by `put_simple`, and gives it up.
+    /// As for `put_simple`.
+    #[inline(always)]
+    pub(crate) unsafe fn put_placed(this: *mut SlotPayload, id: u64, buffer: Buffer, seq: u32) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::put_simple(this, id, buffer) };
+        // SAFETY: a place inside the payload.
+        let place = unsafe { &raw mut (*this).meta.seq };
+        // SAFETY: the caller's promise.
+        unsafe { place.write(seq) };
+    }
+
+    /// The position of a slot that was posted as any but simple.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload, which was filled so.
+    #[inline(always)]
+    unsafe fn seq(this: *const SlotPayload) -> u32 {
+        // SAFETY: a place inside the payload.
+        let place = unsafe { &raw const (*this).meta.seq };
+        // SAFETY: written by `put_placed`, or with all of `meta`.
+        unsafe { place.read() }
+    }
+
+    /// Takes that of a slot posted as simple, or as placed.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the payload, filled by `put_simple` or `put_placed`, and gives it up.
     #[inline(always)]
     pub(crate) unsafe fn take_simple(this: *mut SlotPayload) -> (u64, Buffer) {
         // SAFETY: the caller's promise.
@@ -112,11 +140,15 @@ pub(crate) struct PostState {
     pub(crate) seq: u32,
     /// Unsignalled sends since the last signalled one.
     unsignaled: u32,
+    /// Of those in the ring, the last that the poller was not told of yet.
+    untold: u32,
     /// A credit is set aside for the signalled send that ends the run.
     pub(crate) reserved: bool,
     /// Scratch for chains and scatter/gather lists.
     pub(crate) sges: Vec<ibv_sge>,
+    /// Of the chain that is being built the first `count`; those behind are of longer ones before.
     pub(crate) chain: Vec<ibv_send_wr>,
+    pub(crate) count: usize,
     pub(crate) recv_chain: Vec<ibv_recv_wr>,
     pub(crate) links: Vec<Link>,
     pub(crate) scratch: Scratch,
@@ -129,9 +161,12 @@ impl PostState {
         self.unsignaled
     }
 
+    #[inline]
     pub(crate) fn set_unsignaled(&mut self, unsignaled: u32) {
-        self.unsignaled = unsignaled;
-        self.cursor.set_open(self.is_prepaid && unsignaled == 0);
+        let was = std::mem::replace(&mut self.unsignaled, unsignaled);
+        if (was == 0) != (unsignaled == 0) {
+            self.cursor.set_open(self.is_prepaid && unsignaled == 0);
+        }
     }
 
     fn set_prepaid(&mut self, is_prepaid: bool) {
@@ -264,9 +299,11 @@ impl WorkQueue {
                 plain_step: Posted::Simple(simple as u8).step(),
                 seq: 0,
                 unsignaled: 0,
+                untold: 0,
                 reserved: false,
                 sges: Vec::new(),
                 chain: Vec::new(),
+                count: 0,
                 recv_chain: Vec::new(),
                 links: Vec::new(),
                 scratch: Scratch::new(),
@@ -314,7 +351,12 @@ impl WorkQueue {
     }
 
     /// A free slot.
+    #[inline]
     pub(crate) fn acquire(&self, post: &mut PostState) -> Option<FreeSlot<'_, SlotPayload>> {
+        // SAFETY: the cursor is of our table, the caller the poster.
+        if let Some(free) = unsafe { post.cursor.next_of_closed() } {
+            return Some(free);
+        }
         self.slots.search(&mut post.cursor, self.is_fifo())
     }
 
@@ -359,6 +401,7 @@ impl WorkQueue {
     }
 
     /// Takes `n` credits of the completion queue, where that counts them. The caller is the poster.
+    #[inline]
     pub(crate) fn take_credits(&self, n: u32) -> bool {
         self.unpaid() == 0 || self.cq().is_none_or(|cq| cq.take_credits(n))
     }
@@ -476,18 +519,33 @@ impl WorkQueue {
         unsafe { self.take_more(slot, held) }.collect()
     }
 
-    /// Notes that the send is unsignalled. The caller is the poster.
-    pub(crate) fn push_unsignaled(&self, id: WrId, seq: u32) {
-        let tail = self.ring_tail.load(Ordering::Relaxed);
+    /// Notes that the send is unsignalled. The caller is the poster; `tell_unsignaled` must follow before the verb.
+    #[inline]
+    pub(crate) fn push_unsignaled(&self, post: &mut PostState, id: WrId, seq: u32) {
+        let tail = self.ring_tail.load(Ordering::Relaxed).wrapping_add(post.untold);
         let entry = id.with_queue(seq).0;
         self.ring[tail as usize & (self.ring.len() - 1)].store(entry, Ordering::Relaxed);
-        self.special.fetch_add(UNSIGNALED, Ordering::Relaxed);
-        // Release: the entry is written before the poller sees it counted.
-        self.ring_tail.store(tail.wrapping_add(1), Ordering::Release);
+        post.untold += 1;
     }
 
-    /// Takes the last `push_unsignaled` back: its post failed. The caller is the poster.
-    pub(crate) fn pop_unsignaled(&self) {
+    /// Tells the poller of the unsignalled sends that are about to be posted: once for all, as it takes an atomic addition.
+    #[inline]
+    pub(crate) fn tell_unsignaled(&self, post: &mut PostState) {
+        let count = std::mem::take(&mut post.untold);
+        if count > 0 {
+            self.special.fetch_add(count * UNSIGNALED, Ordering::Relaxed);
+            let tail = self.ring_tail.load(Ordering::Relaxed);
+            // Release: the entries are written before the poller sees them counted.
+            self.ring_tail.store(tail.wrapping_add(count), Ordering::Release);
+        }
+    }
+
+    /// Takes the last `push_unsignaled` back: its post failed, or it is signalled after all. The caller is the poster.
+    pub(crate) fn pop_unsignaled(&self, post: &mut PostState) {
+        if post.untold > 0 {
+            post.untold -= 1;
+            return;
+        }
         // A completion that nothing was posted for may have retired it.
         let guard = self.cq().map(CqInner::lock_state);
         let tail = self.ring_tail.load(Ordering::Relaxed);
@@ -504,6 +562,7 @@ impl WorkQueue {
     fn retire(&self, seq: u32, sink: &mut impl Sink) {
         let tail = self.ring_tail.load(Ordering::Acquire);
         let first = self.ring_head.load(Ordering::Relaxed);
+        let slots = self.slots.slots();
         let mut head = first;
         while head != tail {
             let entry = WrId(self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed));
@@ -513,8 +572,21 @@ impl WorkQueue {
                 break;
             }
             head = head.wrapping_add(1);
+            let id = entry.with_queue(self.index());
+            // SAFETY: of this table; and the caller holds the lock under which all completions of this queue come.
+            if let Some(slot) = unsafe { slots.claim_placed(id) } {
+                // SAFETY: claimed as placed, and given up.
+                let (number, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
+                slot.release();
+                sink.count(self.unpaid());
+                let held = HeldList { first: Some(Held::Buffer(buffer)), rest: Vec::new() };
+                let opcode = Opcode::of(id.opcode());
+                let completion = WorkCompletion::success(SUCCESS, opcode);
+                sink.deliver(completion, Taken { id: number, opcode, held, keep: None });
+                continue;
+            }
             // Stray: it came by itself meanwhile, with an error.
-            let claim = self.slots.claim(entry.with_queue(self.index()), true);
+            let claim = self.slots.claim(id, true);
             self.complete_claimed(entry.slot(), claim, &SUCCESS, sink);
         }
         self.special.fetch_sub(head.wrapping_sub(first) * UNSIGNALED, Ordering::Relaxed);
@@ -552,8 +624,8 @@ impl WorkQueue {
         if retires {
             // SAFETY: claimed.
             let payload = unsafe { self.slots.payload(slot) };
-            // SAFETY: filled before it was published.
-            let seq = unsafe { (*payload).meta.seq };
+            // SAFETY: filled before it was published, and not as simple.
+            let seq = unsafe { SlotPayload::seq(payload) };
             self.retire(seq, sink);
         }
         if self.complete_claimed(slot, claim, wc, sink) || retires {
@@ -566,7 +638,7 @@ impl WorkQueue {
     fn complete_claimed(&self, slot: u32, claim: Claim, wc: &ibv_wc, sink: &mut impl Sink) -> bool {
         match claim {
             Claim::Stray => return false,
-            Claim::Polled | Claim::Simple(_) => {
+            Claim::Polled | Claim::Simple(_) | Claim::Placed(_) => {
                 // SAFETY: claimed, and given up.
                 let taken = unsafe { self.take(slot, claim.simple()) };
                 sink.count(self.unpaid());

@@ -12,7 +12,8 @@
 //!                                                               `--> ABANDONED (dropped meanwhile)
 //! ```
 //!
-//! SIMPLE is as POLLED, of a slot that holds one buffer and whose completion has nothing else to see to; it tells the opcode as well.
+//! SIMPLE is as POLLED, of a slot that holds one buffer and whose completion has nothing else to see to; it tells the opcode as well. So does
+//! PLACED, which holds its position in the order of posting besides: of a send that a later one completes, or that completes earlier ones.
 //!
 //! * The *poster* is whoever holds the queue's post lock; it owns a slot from `acquire` to `publish`.
 //! * The *poller* is whoever holds the lock of a completion queue the slot can complete on. It owns
@@ -52,6 +53,9 @@ const ABANDONED: u64 = 8;
 /// A bit that no other state has; the bits below it are the opcode.
 const SIMPLE: u64 = 1 << 5;
 const SIMPLE_LAST: u64 = STATE_MASK;
+/// The same.
+const PLACED: u64 = 1 << 4;
+const PLACED_LAST: u64 = SIMPLE - 1;
 const OPCODE_MASK: u8 = 7;
 const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
 /// The word of a slot that no work request ever gets: no queue has its index.
@@ -82,6 +86,11 @@ impl WrId {
         (self.0 >> (QUEUE_SHIFT - shift)) as usize & (((1 << QUEUE_BITS) - 1) << shift)
     }
 
+    /// The opcode of what was posted as simple, or as placed.
+    pub(crate) fn opcode(self) -> u8 {
+        self.0.to_le_bytes()[0] & OPCODE_MASK
+    }
+
     /// The same with another queue: 20 bits of any use.
     pub(crate) fn with_queue(self, queue: u32) -> WrId {
         let mask = ((1 << QUEUE_BITS) - 1) << QUEUE_SHIFT;
@@ -94,6 +103,8 @@ impl WrId {
 pub(crate) enum Posted {
     /// For whoever polls: one buffer, and no unsignalled sends before it wait for it. With the opcode, of 3 bits.
     Simple(u8),
+    /// The same, of an unsignalled send, or with such sends before it.
+    Placed(u8),
     /// For whoever polls.
     Polled,
     /// For an `Operation`.
@@ -111,6 +122,7 @@ impl Posted {
     pub(crate) const fn step(self) -> u64 {
         let state = match self {
             Posted::Simple(opcode) => SIMPLE | opcode as u64,
+            Posted::Placed(opcode) => PLACED | opcode as u64,
             Posted::Polled => POLLED,
             Posted::Owned => SUBMITTED,
         };
@@ -166,7 +178,7 @@ impl<P> FreeSlot<'_, P> {
     }
 }
 
-/// A slot claimed by `claim_simple`.
+/// A slot claimed by `claim_simple` or `claim_placed`.
 pub(crate) struct SimpleSlot<'a, P> {
     slot: &'a Slot<P>,
     /// The word of the free slot.
@@ -195,6 +207,8 @@ pub(crate) enum Claim {
     Polled,
     /// The same, posted as simple, with this opcode.
     Simple(u8),
+    /// The same, posted as placed.
+    Placed(u8),
     /// An `Operation` waits for it; the caller calls `finish`.
     Owned {
         /// Its waker is registered.
@@ -207,10 +221,10 @@ pub(crate) enum Claim {
 }
 
 impl Claim {
-    /// The opcode of a slot posted as simple.
+    /// The opcode of a slot posted as simple, or as placed.
     pub(crate) fn simple(self) -> Option<u8> {
         match self {
-            Claim::Simple(opcode) => Some(opcode),
+            Claim::Simple(opcode) | Claim::Placed(opcode) => Some(opcode),
             _ => None,
         }
     }
@@ -250,7 +264,26 @@ impl<P> Slots<P> {
     /// The table lives for `'a`.
     #[inline(always)]
     pub(crate) unsafe fn claim_simple<'a>(&self, id: WrId) -> Option<SimpleSlot<'a, P>> {
-        let word = id.0 | SIMPLE;
+        // SAFETY: the caller's promise.
+        unsafe { self.claim_word(id.0 | SIMPLE) }
+    }
+
+    /// The same of one posted as placed.
+    ///
+    /// # Safety
+    ///
+    /// The table lives for `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn claim_placed<'a>(&self, id: WrId) -> Option<SimpleSlot<'a, P>> {
+        // SAFETY: the caller's promise.
+        unsafe { self.claim_word(id.0 | PLACED) }
+    }
+
+    /// # Safety
+    ///
+    /// The table lives for `'a`.
+    #[inline(always)]
+    unsafe fn claim_word<'a>(&self, word: u64) -> Option<SimpleSlot<'a, P>> {
         // An index of as many bits as the table's length, or that in bytes.
         let offset = usize::try_from(word & self.mask).unwrap_or(0);
         let slot = if size_of::<Slot<P>>() == 1 << STATE_BITS {
@@ -309,6 +342,26 @@ impl<P> Cursor<P> {
         Some(FreeSlot { slot, word })
     }
 
+    /// As `next`, of a cursor that may be closed: for a poster who sees to the reasons.
+    ///
+    /// # Safety
+    ///
+    /// As for `next`.
+    #[inline(always)]
+    pub(crate) unsafe fn next_of_closed<'a>(&mut self) -> Option<FreeSlot<'a, P>> {
+        let place = self.place();
+        // SAFETY: a slot of the table.
+        let slot = unsafe { &*place };
+        // Acquire: as in `next`.
+        let word = slot.word.load(Ordering::Acquire);
+        if word & STATE_MASK != FREE {
+            return None;
+        }
+        let after = place.wrapping_add(1);
+        self.set_place(if after == self.end { self.first } else { after });
+        Some(FreeSlot { slot, word })
+    }
+
     /// Lets `next` find slots, or none: one test for the poster, who may have other reasons than a full queue.
     pub(crate) fn set_open(&mut self, is_open: bool) {
         let place = self.place();
@@ -316,10 +369,12 @@ impl<P> Cursor<P> {
         self.next = if is_open { place } else { self.end };
     }
 
+    #[inline]
     fn place(&self) -> *const Slot<P> {
         if self.next == self.end { self.kept } else { self.next }
     }
 
+    #[inline]
     fn set_place(&mut self, place: *const Slot<P>) {
         self.kept = place;
         if self.next != self.end {
@@ -403,7 +458,11 @@ impl<P, R> SlotTable<P, R> {
                     self.set_cursor(cursor, self.after(WrId(word).slot()));
                     return Some(FreeSlot { slot, word });
                 }
-                SIMPLE..=SIMPLE_LAST | POLLED | SUBMITTED | WAITING | IGNORED if fifo => return None,
+                SIMPLE..=SIMPLE_LAST | PLACED..=PLACED_LAST | POLLED | SUBMITTED | WAITING | IGNORED
+                    if fifo =>
+                {
+                    return None;
+                }
                 _ => {}
             }
         }
@@ -488,9 +547,8 @@ impl<P, R> SlotTable<P, R> {
             }
             let (next, claim) = match word & STATE_MASK {
                 POLLED => (CLAIMED, Claim::Polled),
-                simple @ SIMPLE..=SIMPLE_LAST => {
-                    (CLAIMED, Claim::Simple(simple.to_le_bytes()[0] & OPCODE_MASK))
-                }
+                simple @ SIMPLE..=SIMPLE_LAST => (CLAIMED, Claim::Simple(WrId(simple).opcode())),
+                placed @ PLACED..=PLACED_LAST => (CLAIMED, Claim::Placed(WrId(placed).opcode())),
                 SUBMITTED => (COMPLETING, Claim::Owned { waiting: false }),
                 WAITING => (COMPLETING, Claim::Owned { waiting: true }),
                 IGNORED => (CLAIMED, Claim::Ignored),
@@ -514,7 +572,8 @@ impl<P, R> SlotTable<P, R> {
     /// Whether the slot is in flight: posted, and its completion not yet seen.
     pub(crate) fn is_in_flight(&self, index: u32) -> bool {
         let word = self.slots[index as usize].word.load(Ordering::Acquire);
-        matches!(word & STATE_MASK, SIMPLE..=SIMPLE_LAST | POLLED | SUBMITTED | WAITING | IGNORED)
+        let state = word & STATE_MASK;
+        matches!(state, SIMPLE..=SIMPLE_LAST | PLACED..=PLACED_LAST | POLLED | SUBMITTED | WAITING | IGNORED)
     }
 
     /// Stores the result of an `Owned` claim and gives the waker to call, if there is one. `Err`

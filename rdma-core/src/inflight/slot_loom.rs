@@ -50,8 +50,11 @@ fn bell() -> (Arc<Bell>, Waker) {
 /// Posts to the only slot; gives its name, or `None` when it is not free.
 fn post(table: &Table, owned: bool, value: u32) -> Option<WrId> {
     // What is not owned is simple, so that both ways to claim it are modelled.
-    let posted = if owned { Posted::Owned } else { Posted::Simple(0) };
-    if owned {
+    post_as(table, if owned { Posted::Owned } else { Posted::Simple(0) }, value)
+}
+
+fn post_as(table: &Table, posted: Posted, value: u32) -> Option<WrId> {
+    if posted == Posted::Owned {
         table.prepare_owned();
     }
     let mut cursor = table.cursor();
@@ -90,7 +93,7 @@ fn complete(table: &Table, id: WrId, exclusive: bool) -> u32 {
     }
     match table.claim(id, exclusive) {
         Claim::Stray => 0,
-        Claim::Polled | Claim::Simple(_) | Claim::Ignored => {
+        Claim::Polled | Claim::Simple(_) | Claim::Placed(_) | Claim::Ignored => {
             take(table);
             1
         }
@@ -273,6 +276,36 @@ fn loom_poster_and_poller() {
         poller.join().unwrap();
         if let Some(next) = next {
             assert_eq!(complete(&table, next, true), 1);
+        }
+    });
+}
+
+/// An unsignalled send is completed by a later one, or by itself with an error: once, and not as what is simple.
+#[test]
+fn loom_a_placed_slot() {
+    loom::model(|| {
+        let table = loom::sync::Arc::new(Table::new(0, 1));
+        let id = post_as(&table, Posted::Placed(3), 1).unwrap();
+        assert_eq!(id.opcode(), 3);
+        let poller = {
+            let table = table.clone();
+            thread::spawn(move || {
+                // SAFETY: the table outlives the thread.
+                assert!(unsafe { table.slots().claim_simple(id) }.is_none());
+                // SAFETY: as above.
+                let slot = unsafe { table.slots().claim_placed(id) }.unwrap();
+                // SAFETY: claimed, taken once.
+                let payload = unsafe { slot.payload().read() };
+                assert_eq!(payload.touch(), 2);
+                slot.release();
+                assert_eq!(complete(&table, id, true), 0);
+            })
+        };
+        let next = post_as(&table, Posted::Placed(3), 10);
+        poller.join().unwrap();
+        if let Some(next) = next {
+            assert_eq!(table.claim(next, true), Claim::Placed(3));
+            assert_eq!(take(&table), 11);
         }
     });
 }

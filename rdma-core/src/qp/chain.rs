@@ -7,14 +7,12 @@ use super::post::{SIGNALED, fill, raw_send, take_back};
 use super::refusal::{PostErrorKind, refused_chain};
 use super::request::{Data, Payload, WorkRequest};
 use super::transport::Transport;
-use crate::inflight::{Meta, PostState, Posted, WorkQueue};
+use crate::inflight::{Held, Meta, PostState, Posted, SlotPayload, WorkQueue};
 
 /// A link of a chain that is being built, and what to undo if it is not posted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Link {
     slot: u32,
-    /// Where its part of the scatter/gather list starts.
-    sges: usize,
     unsignaled: bool,
     /// Credits it took.
     credits: u32,
@@ -26,6 +24,7 @@ pub(crate) struct Link {
 ///
 /// The first of a run of unsignalled sends takes a second credit, for the signalled send that ends the
 /// run: so a run can always be ended, however full the completion queue is of others' work.
+#[inline(always)]
 fn credit(queue: &WorkQueue, post: &mut PostState, flags: &mut u32) -> Option<u32> {
     if *flags & SIGNALED == 0 && (post.unsignaled() + 1) * 2 <= queue.depth() {
         let credits = if post.reserved { 1 } else { 2 };
@@ -59,39 +58,46 @@ impl QpInner {
         // Order of slots is order of posting, so the lock is held over the verb.
         let mut guard = queue.lock_post();
         let post = &mut *guard;
-        post.chain.clear();
+        post.count = 0;
         post.links.clear();
         post.sges.clear();
         let mut refusal = None;
         for request in requests.iter_mut() {
-            if let Err(kind) = self.add(post, request, owned) {
+            let listed = post.sges.len();
+            let added = if request.is_bare() && !owned {
+                self.add_bare(post, request)
+            } else {
+                self.add(post, request, owned)
+            };
+            if let Err(kind) = added {
+                post.sges.truncate(listed);
                 refusal = Some(kind);
                 break;
             }
         }
-        let count = post.chain.len();
+        let count = post.count;
         if count == 0 {
             return (0, refusal);
         }
         if refusal.is_some() {
             self.sign_last(post);
         }
+        queue.tell_unsignaled(post);
         // The vectors have stopped growing: their addresses hold.
-        for i in 0..count {
-            post.chain[i].sg_list = post.sges[post.links[i].sges..].as_mut_ptr();
-            post.chain[i].next = match post.chain.get_mut(i + 1) {
-                Some(next) => next,
-                None => std::ptr::null_mut(),
-            };
+        let mut first = std::ptr::null_mut();
+        let mut list = post.sges.as_mut_ptr().wrapping_add(post.sges.len());
+        for wr in post.chain[..count].iter_mut().rev() {
+            list = list.wrapping_sub(usize::try_from(wr.num_sge).unwrap_or(0));
+            (wr.next, wr.sg_list) = (first, list);
+            first = wr;
         }
-        let first = post.chain.as_mut_ptr();
         let mut bad = std::ptr::null_mut();
         // SAFETY: the pair is live (S-1); the chain is linked and terminated, and valid for the call; the
         // memory it names is held by the slots until the completions (S-2).
         let code = unsafe { inline::ibv_post_send(self.ptr.as_ptr(), first, &raw mut bad) };
         let mut done = count;
         if code != 0 {
-            let place = post.chain.iter().position(|wr| std::ptr::eq(wr, bad));
+            let place = post.chain[..count].iter().position(|wr| std::ptr::eq(wr, bad));
             let kind;
             (done, kind) = refused_chain("ibv_post_send", code, place, count);
             refusal = Some(kind);
@@ -106,7 +112,52 @@ impl QpInner {
         (done, refusal)
     }
 
+    /// As `add`, of a request that is bare, and has no owner.
+    #[inline(always)]
+    fn add_bare<T: Transport>(
+        &self,
+        post: &mut PostState,
+        request: &mut WorkRequest<'_, T>,
+    ) -> Result<(), PostErrorKind> {
+        let queue = &*self.sq;
+        let Data::One(Held::Buffer(buffer)) = &request.payload.data else { unreachable!("one buffer") };
+        let sge = buffer.sge();
+        // Written in its place: that of a longer chain before, or a new one.
+        let place = post.count;
+        if place == post.chain.len() {
+            post.chain.push(raw_send());
+        }
+        let opcode = request.action.describe(self, &mut post.chain[place], u64::from(sge.length), true)?;
+        let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
+        let before = (post.unsignaled(), post.reserved);
+        let mut flags = request.flags;
+        let Some(credits) = credit(queue, post, &mut flags) else {
+            queue.slots.set_cursor(&mut post.cursor, free.index());
+            return Err(PostErrorKind::QueueFull);
+        };
+        let unsignaled = flags & SIGNALED == 0;
+        let data = std::mem::replace(&mut request.payload.data, Data::None);
+        let Data::One(Held::Buffer(buffer)) = data else { unreachable!("one buffer") };
+        let seq = post.seq.wrapping_add(u32::try_from(place).unwrap_or(0));
+        // SAFETY: the poster; what was there was taken out before the slot was released.
+        unsafe { SlotPayload::put_placed(free.payload(), request.id, buffer, seq) };
+        let is_apart = !unsignaled && before.0 == 0;
+        let opcode = opcode as u8;
+        let posted = if is_apart { Posted::Simple(opcode) } else { Posted::Placed(opcode) };
+        let wr_id = free.publish(posted.step());
+        if unsignaled {
+            queue.push_unsignaled(post, wr_id, seq);
+        }
+        let wr = &mut post.chain[place];
+        (wr.wr_id, wr.num_sge, wr.send_flags) = (wr_id.0, 1, flags);
+        post.count += 1;
+        post.sges.push(sge);
+        post.links.push(Link { slot: wr_id.slot(), unsignaled, credits, before });
+        Ok(())
+    }
+
     /// Adds one request to the chain, with its slot filled and published.
+    #[inline(never)]
     fn add<T: Transport>(
         &self,
         post: &mut PostState,
@@ -115,7 +166,7 @@ impl QpInner {
     ) -> Result<(), PostErrorKind> {
         let queue = &*self.sq;
         let mut wr = raw_send();
-        let sges = post.sges.len();
+        let (sges, place) = (post.sges.len(), post.count);
         let len = request.payload.list(&mut post.sges, queue.max_sge())?;
         let mut flags = request.flags;
         if let Data::Inline(bytes) = &request.payload.data {
@@ -128,15 +179,14 @@ impl QpInner {
             flags |= ibv_send_flags::IBV_SEND_INLINE.0;
         }
         let opcode = request.action.describe(self, &mut wr, len, request.payload.is_writable())?;
-        let cursor = post.cursor;
         let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
         let before = (post.unsignaled(), post.reserved);
         let Some(credits) = credit(queue, post, &mut flags) else {
-            post.cursor = cursor;
+            queue.slots.set_cursor(&mut post.cursor, free.index());
             return Err(PostErrorKind::QueueFull);
         };
         let unsignaled = flags & SIGNALED == 0;
-        let seq = post.seq.wrapping_add(u32::try_from(post.chain.len()).unwrap_or(0));
+        let seq = post.seq.wrapping_add(u32::try_from(place).unwrap_or(0));
         let data = match request.payload.data {
             // The verb copies these bytes; they stay with the request.
             Data::Inline(bytes) => Data::Inline(bytes),
@@ -151,26 +201,32 @@ impl QpInner {
         unsafe { fill(payload, Meta { id: request.id, keep: request.action.keep(), seq, held, opcode }) };
         let id = free.publish(Posted::new(owned).step());
         if unsignaled {
-            queue.push_unsignaled(id, seq);
+            queue.push_unsignaled(post, id, seq);
         }
         wr.wr_id = id.0;
         wr.num_sge = i32::try_from(post.sges.len() - sges).unwrap_or(i32::MAX);
         wr.send_flags = flags;
-        post.chain.push(wr);
-        post.links.push(Link { slot: id.slot(), sges, unsignaled, credits, before });
+        match post.chain.get_mut(place) {
+            Some(reused) => *reused = wr,
+            None => post.chain.push(wr),
+        }
+        post.count += 1;
+        post.links.push(Link { slot: id.slot(), unsignaled, credits, before });
         Ok(())
     }
 
     /// Signals the last request of the chain, with the credit that was kept for the one that ends the run: what would have done so was
     /// refused, and may never be posted. Without it those before would complete with the next send, or never.
     fn sign_last(&self, post: &mut PostState) {
-        let (Some(wr), Some(link)) = (post.chain.last_mut(), post.links.last_mut()) else { return };
+        let (Some(wr), Some(link)) = (post.chain[..post.count].last_mut(), post.links.last_mut()) else {
+            return;
+        };
         if !std::mem::take(&mut link.unsignaled) {
             return;
         }
         wr.send_flags |= SIGNALED;
         link.credits -= 1;
-        self.sq.pop_unsignaled();
+        self.sq.pop_unsignaled(post);
         self.sq.return_credits(1);
         post.set_unsignaled(0);
         post.reserved = false;
@@ -180,7 +236,7 @@ impl QpInner {
     fn undo(&self, post: &mut PostState, i: usize, payload: &mut Payload<'_>, owned: bool) {
         let link = post.links[i];
         if link.unsignaled {
-            self.sq.pop_unsignaled();
+            self.sq.pop_unsignaled(post);
         }
         let (unsignaled, reserved) = link.before;
         post.set_unsignaled(unsignaled);

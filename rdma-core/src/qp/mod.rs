@@ -208,7 +208,7 @@ impl<T: Transport, S: State> QueuePair<T, S> {
         S: CanRecv,
     {
         let (done, refusal) = self.inner.post_recv_chain(requests);
-        requests.drain(..done);
+        requests.drain(..done).for_each(RecvRequest::drop_posted);
         refusal.map_or(Ok(done), Err)
     }
 
@@ -327,6 +327,6 @@ fn batch<T: Transport>(
     posted: impl FnMut(u32),
 ) -> Result<usize, PostErrorKind> {
     let (done, refusal) = inner.post_chain(requests, owned, posted);
-    requests.drain(..done);
+    requests.drain(..done).for_each(WorkRequest::drop_posted);
     refusal.map_or(Ok(done), Err)
 }

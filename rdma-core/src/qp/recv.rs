@@ -121,9 +121,15 @@ impl QpInner {
         post.sges.clear();
         let mut refusal = None;
         for request in requests.iter_mut() {
-            match add(queue, post, request) {
+            let listed = post.sges.len();
+            let added = match add_plain(queue, post, request) {
+                None => add(queue, post, request),
+                Some(wr) => Ok(wr),
+            };
+            match added {
                 Ok(wr) => post.recv_chain.push(wr),
                 Err(kind) => {
+                    post.sges.truncate(listed);
                     refusal = Some(kind);
                     break;
                 }
@@ -134,19 +140,17 @@ impl QpInner {
             return (0, refusal);
         }
         // The vectors have stopped growing: their addresses hold.
-        let mut list = post.sges.as_mut_ptr();
-        for i in 0..count {
-            post.recv_chain[i].sg_list = list;
-            list = list.wrapping_add(usize::try_from(post.recv_chain[i].num_sge).unwrap_or(0));
-            post.recv_chain[i].next = match post.recv_chain.get_mut(i + 1) {
-                Some(next) => next,
-                None => std::ptr::null_mut(),
-            };
+        let mut first = std::ptr::null_mut();
+        let mut list = post.sges.as_mut_ptr().wrapping_add(post.sges.len());
+        for wr in post.recv_chain.iter_mut().rev() {
+            list = list.wrapping_sub(usize::try_from(wr.num_sge).unwrap_or(0));
+            (wr.next, wr.sg_list) = (first, list);
+            first = wr;
         }
         let mut bad = std::ptr::null_mut();
         // SAFETY: pair and shared queue are live (S-1); the chain is linked and terminated, and valid for the call; the memory it names is
         // held by the slots until the completions (S-2).
-        let code = unsafe { target.post(post.recv_chain.as_mut_ptr(), &raw mut bad) };
+        let code = unsafe { target.post(first, &raw mut bad) };
         if code == 0 {
             return (count, refusal);
         }
@@ -167,7 +171,25 @@ impl QpInner {
     }
 }
 
+/// As `add`, of a receive of one buffer where nothing but a slot is needed.
+#[inline(always)]
+fn add_plain(queue: &WorkQueue, post: &mut PostState, request: &mut RecvRequest) -> Option<ibv_recv_wr> {
+    if !request.is_plain() {
+        return None;
+    }
+    // A shared queue is never plain.
+    let free = queue.acquire_plain(post)?;
+    let data = std::mem::replace(&mut request.payload.data, Data::None);
+    let Data::One(Held::Buffer(buffer)) = data else { unreachable!("one buffer") };
+    post.sges.push(buffer.sge());
+    let step = post.plain_step;
+    // SAFETY: the poster, and it acquired the slot.
+    let wr_id = unsafe { post.fill_buffer::<false>(&free, request.id, Opcode::Recv, step, buffer) }.0;
+    Some(ibv_recv_wr { wr_id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge: 1 })
+}
+
 /// Adds one receive to the chain, with its slot filled and published: gives its work request, whose list is not yet named.
+#[inline(never)]
 fn add(
     queue: &WorkQueue,
     post: &mut PostState,
@@ -179,18 +201,6 @@ fn add(
     let before = post.sges.len();
     request.payload.list(&mut post.sges, queue.max_sge())?;
     let num_sge = i32::try_from(post.sges.len() - before).unwrap_or(i32::MAX);
-    let mut wr = ibv_recv_wr { wr_id: 0, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge };
-    // A shared queue is never plain.
-    if request.is_plain()
-        && let Some(free) = queue.acquire_plain(post)
-    {
-        let data = std::mem::replace(&mut request.payload.data, Data::None);
-        let Data::One(Held::Buffer(buffer)) = data else { unreachable!("one buffer") };
-        let step = post.plain_step;
-        // SAFETY: the poster, and it acquired the slot.
-        wr.wr_id = unsafe { post.fill_buffer::<false>(&free, request.id, Opcode::Recv, step, buffer) }.0;
-        return Ok(wr);
-    }
     let Some(free) = queue.acquire_paid(post) else { return Err(PostErrorKind::QueueFull) };
     let (slot, payload) = (free.index(), free.payload());
     // SAFETY: a place inside the payload.
@@ -200,8 +210,8 @@ fn add(
     let held = unsafe { taken.hold(queue, slot, first.cast()) };
     // SAFETY: the poster; what was there was taken out before the slot was released.
     unsafe { fill(payload, Meta { id: request.id, keep: None, seq: 0, held, opcode: Opcode::Recv }) };
-    wr.wr_id = free.publish(const { Posted::Polled.step() }).0;
-    Ok(wr)
+    let wr_id = free.publish(const { Posted::Polled.step() }).0;
+    Ok(ibv_recv_wr { wr_id, next: std::ptr::null_mut(), sg_list: std::ptr::null_mut(), num_sge })
 }
 
 /// Posts one receive to a pair's own or a shared queue.

@@ -155,6 +155,23 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
             && self.flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0
     }
 
+    /// Whether it is of one buffer, and nothing else must live until the completion.
+    #[inline(always)]
+    pub(crate) fn is_bare(&self) -> bool {
+        !matches!(self.action, Action::SendTo { .. } | Action::Bind(_))
+            && matches!(self.payload.data, Data::One(Held::Buffer(_)))
+    }
+
+    /// Drops what is left of it once it was posted: of most, nothing. The compiler does not see that, and would look.
+    #[inline(always)]
+    pub(crate) fn drop_posted(self) {
+        let is_nothing = matches!(self.payload.data, Data::None)
+            && !matches!(self.action, Action::SendTo { .. } | Action::Bind(_));
+        if is_nothing {
+            std::mem::forget(self);
+        }
+    }
+
     /// The parts of what is a plain send.
     #[inline(always)]
     pub(crate) fn into_plain_send(self) -> (u64, u32, Buffer) {
@@ -168,10 +185,9 @@ impl<'d, T: Transport> WorkRequest<'d, T> {
     /// The memory of one signalled buffer, if the request has nothing else that must live until the completion.
     #[inline]
     pub(crate) fn single_buffer(&self) -> Option<ibv_sge> {
-        let keeps = matches!(self.action, Action::SendTo { .. } | Action::Bind(_));
         match &self.payload.data {
             Data::One(Held::Buffer(buffer))
-                if !keeps && self.flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 =>
+                if self.is_bare() && self.flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0 =>
             {
                 Some(buffer.sge())
             }
@@ -382,6 +398,14 @@ impl RecvRequest {
     #[inline(always)]
     pub(crate) fn is_plain(&self) -> bool {
         matches!(self.payload.data, Data::One(Held::Buffer(_)))
+    }
+
+    /// As [`WorkRequest::drop_posted`].
+    #[inline(always)]
+    pub(crate) fn drop_posted(self) {
+        if matches!(self.payload.data, Data::None) {
+            std::mem::forget(self);
+        }
     }
 
     /// The parts of what is one buffer.
