@@ -77,6 +77,12 @@ pub(crate) fn receive_message(
     Ok(Received { len, control_len: message.msg_controllen as usize, truncated })
 }
 
+/// Has a function called when the process ends in an orderly way (`man 3 atexit`); where there is no memory to note it, it is not.
+pub(crate) fn at_exit(function: extern "C" fn()) {
+    // SAFETY: a function that lives as long as the program, or as long as this library, with which the C library forgets it.
+    let _ = unsafe { libc::atexit(function) };
+}
+
 /// Keeps the application's signal handlers off the calling thread.
 pub(crate) fn block_signals() {
     let mut all = MaybeUninit::<libc::sigset_t>::uninit();

@@ -11,6 +11,7 @@ use verbs_sys::*;
 use super::channel::CompChannel;
 use super::context::{Counted, context_data};
 use super::object::{Object, null, zeroed};
+use super::section::Section;
 use crate::device::{CompletionQueue, Entry, Handle, Moderation, load};
 use crate::proto::{CompletionKind, ImmediateOrKey, Status};
 
@@ -23,8 +24,10 @@ pub(crate) const MAX_MODERATED: u16 = (1 << 15) - 1;
 pub(crate) struct CqData {
     pub(crate) device: Arc<Handle>,
     pub(crate) queue: Arc<CompletionQueue>,
-    /// The entry that an extended poll shows; one thread polls so at a time, by the verbs' contract.
+    /// The entry that an extended poll shows, for whoever is in the section.
     pub(crate) shown: Cell<Option<Entry>>,
+    /// From `start_poll` to `end_poll`, unless the program says that one thread at a time uses the queue.
+    pub(crate) section: Option<Section>,
     _counted: Counted,
 }
 
@@ -41,7 +44,7 @@ pub(crate) unsafe fn data<'a>(cq: *mut ibv_cq) -> &'a CqData {
 /// The structure and the program's context of a queue whose identity came with an event.
 pub(crate) fn of_identity(identity: usize) -> (*mut ibv_cq, *mut c_void) {
     let cq: *mut ibv_cq = ptr::with_exposed_provenance_mut(identity);
-    // SAFETY: events of a queue are purged before it is freed, and one that was taken is counted: the queue
+    // SAFETY: nobody takes an event of a queue that is about to be freed, and one that was taken is counted: the queue
     // is not freed until the program acknowledged it.
     (cq, unsafe { (*cq).cq_context })
 }
@@ -54,6 +57,7 @@ pub(crate) struct Wanted {
     pub(crate) vector: u32,
     pub(crate) timestamps: bool,
     pub(crate) ignores_overrun: bool,
+    pub(crate) single_threaded: bool,
 }
 
 /// # Safety
@@ -87,6 +91,7 @@ pub(crate) unsafe fn create(context: *mut ibv_context, wanted: &Wanted) -> Resul
             device: Arc::clone(&data.device),
             queue: data.device.create_completion_queue(queue),
             shown: Cell::new(None),
+            section: (!wanted.single_threaded).then(Section::new),
             _counted: Counted::new(data),
         })
     })?;
@@ -111,7 +116,15 @@ pub(crate) unsafe extern "C" fn create_cq(
     let (Ok(cqe), Ok(vector)) = (u32::try_from(cqe), u32::try_from(vector)) else {
         return null(libc::EINVAL);
     };
-    let wanted = Wanted { cqe, cq_context, channel, vector, timestamps: false, ignores_overrun: false };
+    let wanted = Wanted {
+        cqe,
+        cq_context,
+        channel,
+        vector,
+        timestamps: false,
+        ignores_overrun: false,
+        single_threaded: false,
+    };
     // SAFETY: the caller's promise is the same.
     unsafe { create(context, &wanted) }.map_or_else(null, |cq| cq.cast())
 }
@@ -122,16 +135,19 @@ pub(crate) unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
     if load(&data.queue.users) > 0 {
         return libc::EBUSY;
     }
-    data.queue.forget_packets();
-    if let Some(channel) = &data.queue.channel {
-        channel.purge(&data.queue);
-    }
-    data.queue.async_events.purge(data.queue.identity);
-    // Events that were taken and not acknowledged: the program still has the pointer.
-    if !data.queue.completion_events.wait() || !data.queue.async_event_count.wait() {
+    let queue = &data.queue;
+    // Of events that were taken and not acknowledged the program still has the pointer.
+    if queue.channel.as_ref().is_some_and(|channel| !channel.close(queue)) {
         return libc::EBUSY;
     }
-    if let Some(channel) = &data.queue.channel {
+    if !queue.async_events.close(&queue.async_event_count) {
+        queue.channel.iter().for_each(|channel| channel.reopen(queue));
+        return libc::EBUSY;
+    }
+    queue.async_events.forget(&queue.async_event_count);
+    queue.forget_packets();
+    if let Some(channel) = &queue.channel {
+        channel.forget(queue);
         channel.users.fetch_sub(1, Ordering::AcqRel);
         // SAFETY: the queue is live, and so is its channel, which it keeps from being destroyed.
         let channel = unsafe { (*cq).channel };

@@ -6,6 +6,7 @@ use verbs_sys::*;
 
 use super::cq::{self, Cq, CqData, Wanted};
 use super::object::null;
+use super::section::Section;
 use crate::device::Entry;
 use crate::proto::ImmediateOrKey;
 
@@ -23,7 +24,8 @@ pub(crate) unsafe extern "C" fn create_cq_ex(
     const MASKS: u32 = ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_FLAGS.0
         | ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_PD.0;
     const IGNORE_OVERRUN: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_IGNORE_OVERRUN.0;
-    const FLAGS: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_SINGLE_THREADED.0 | IGNORE_OVERRUN;
+    const SINGLE_THREADED: u32 = ibv_create_cq_attr_flags::IBV_CREATE_CQ_ATTR_SINGLE_THREADED.0;
+    const FLAGS: u32 = SINGLE_THREADED | IGNORE_OVERRUN;
     // SAFETY: the caller passes valid attributes.
     let attr = unsafe { &*attr };
     let has_flags = attr.comp_mask & ibv_cq_init_attr_mask::IBV_CQ_INIT_ATTR_MASK_FLAGS.0 != 0;
@@ -40,6 +42,7 @@ pub(crate) unsafe extern "C" fn create_cq_ex(
         vector: attr.comp_vector,
         timestamps: attr.wc_flags & TIMESTAMPS != 0,
         ignores_overrun: has_flags && attr.flags & IGNORE_OVERRUN != 0,
+        single_threaded: has_flags && attr.flags & SINGLE_THREADED != 0,
     };
     // SAFETY: the caller's promise is the same.
     let cq = match unsafe { cq::create(context, &wanted) } {
@@ -69,15 +72,25 @@ fn fill(cq: &mut ibv_cq_ex) {
     cq.read_completion_wallclock_ns = Some(read_completion_wallclock_ns);
 }
 
+impl CqData {
+    /// Whether the calling thread is between `start_poll` and `end_poll`, and no other is.
+    fn is_polled_here(&self) -> bool {
+        self.section.as_ref().is_none_or(Section::is_inside)
+    }
+}
+
 /// # Safety
 ///
-/// `cq` is a live queue of this device, between `start_poll` and `end_poll` of this thread.
+/// `cq` is a live queue of this device.
 unsafe fn shown<R>(cq: *mut ibv_cq_ex, read: impl FnOnce(&CqData, &Entry) -> R) -> R
 where
     R: Default,
 {
     // SAFETY: the caller's promise.
     let data = unsafe { Cq::data(cq) };
+    if !data.is_polled_here() {
+        return R::default();
+    }
     data.shown.get().map_or_else(R::default, |entry| read(data, &entry))
 }
 
@@ -85,7 +98,7 @@ where
 ///
 /// # Safety
 ///
-/// `cq` is a live queue of this device, and no other thread polls it.
+/// `cq` is a live queue of this device, and the calling thread polls it.
 unsafe fn advance(cq: *mut ibv_cq_ex) -> c_int {
     // SAFETY: the caller's promise.
     let data = unsafe { Cq::data(cq) };
@@ -108,18 +121,34 @@ unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, attr: *mut ibv_poll_cq_attr)
     if unsafe { (*attr).comp_mask } != 0 {
         return libc::EINVAL;
     }
-    // SAFETY: the caller passes a live queue, and one thread polls it so.
-    unsafe { advance(cq) }
+    // SAFETY: the caller passes a live queue.
+    let section = &unsafe { Cq::data(cq) }.section;
+    section.iter().for_each(Section::enter);
+    // SAFETY: as above, and this thread is in the section.
+    let result = unsafe { advance(cq) };
+    if result != 0 {
+        // Nothing was begun, and `end_poll` is not called (`man ibv_create_cq_ex`).
+        section.iter().for_each(Section::leave);
+    }
+    result
 }
 
 unsafe extern "C" fn next_poll(cq: *mut ibv_cq_ex) -> c_int {
-    // SAFETY: as in `start_poll`.
+    // SAFETY: the caller passes a live queue.
+    if !unsafe { Cq::data(cq) }.is_polled_here() {
+        return libc::EINVAL;
+    }
+    // SAFETY: as above, and this thread is in the section.
     unsafe { advance(cq) }
 }
 
 unsafe extern "C" fn end_poll(cq: *mut ibv_cq_ex) {
     // SAFETY: the caller passes a live queue.
-    unsafe { Cq::data(cq) }.shown.set(None);
+    let data = unsafe { Cq::data(cq) };
+    if data.is_polled_here() {
+        data.shown.set(None);
+        data.section.iter().for_each(Section::leave);
+    }
 }
 
 /// A reader of the completion that the cursor is at.

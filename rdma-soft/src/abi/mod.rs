@@ -19,6 +19,7 @@ mod post;
 mod qp;
 mod qp_ex;
 mod query;
+mod section;
 mod srq;
 
 use std::ffi::c_int;

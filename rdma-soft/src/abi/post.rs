@@ -223,7 +223,7 @@ pub(crate) unsafe extern "C" fn post_recv(
         // SAFETY: with valid lists of elements.
         let result = unsafe { sges(request.sg_list, request.num_sge) }.and_then(|sges| {
             let posted = match &mut locked {
-                Some(inner) => inner.receive.ring.push(request.wr_id, sges),
+                Some(receives) => receives.push(request.wr_id, sges),
                 None => data.device.post_receive(&data.qp, request.wr_id, sges),
             };
             posted.map_err(errno_of_receive)

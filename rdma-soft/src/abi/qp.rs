@@ -1,6 +1,5 @@
 //! Queue pairs: create, query, destroy; multicast groups.
 
-use std::cell::UnsafeCell;
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +27,7 @@ pub(crate) struct QpData {
     pub(crate) attr: Mutex<ibv_qp_attr>,
     init: ibv_qp_init_attr,
     /// The work requests between `wr_start` and `wr_complete`, if the program builds them so.
-    pub(crate) builder: Option<Box<UnsafeCell<Builder>>>,
+    pub(crate) builder: Option<Box<Builder>>,
     _domain: DomainUse,
     _counted: Counted,
 }
@@ -138,7 +137,7 @@ unsafe fn create(
             qp,
             attr: Mutex::new(attr),
             init: *init,
-            builder: builder.then(|| Box::new(UnsafeCell::new(Builder::default()))),
+            builder: builder.then(Box::default),
             _domain: DomainUse::new(&domain.domain),
             _counted: Counted::new(context_data),
         })
@@ -249,14 +248,12 @@ pub(crate) unsafe extern "C" fn destroy_qp(qp: *mut ibv_qp) -> c_int {
     if data.device.multicast.has(&data.qp) {
         return libc::EBUSY;
     }
-    let forget = || data.qp.async_events.purge(data.qp.identity);
-    forget();
     // The program still has the pointer of an event that it did not acknowledge.
-    if !data.qp.event_count.wait() {
+    if !data.qp.async_events.close(&data.qp.event_count) {
         return libc::EBUSY;
     }
     data.device.destroy_queue_pair(&data.qp);
-    forget();
+    data.qp.async_events.forget(&data.qp.event_count);
     // SAFETY: as above, and the caller uses it no more.
     drop(unsafe { Qp::free(qp.cast()) });
     0

@@ -1,5 +1,6 @@
 //! Extended queue pairs: work requests built by calls, posted together.
 
+use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::slice;
 
@@ -8,6 +9,7 @@ use verbs_sys::*;
 use super::mw;
 use super::post::{destination, errno_of, inline_bytes, send_flags, to_sge};
 use super::qp::{MAX_INLINE, Qp, QpData};
+use super::section::Section;
 use crate::proto::{Data, Destination, QueuePair, SendOperation, SendRequest, Sge};
 
 type Ops = ibv_qp_create_send_ops_flags;
@@ -67,9 +69,21 @@ pub(crate) fn fill(qp: &mut ibv_qp_ex, flags: u64) {
     qp.wr_abort = Some(wr_abort);
 }
 
-/// The requests between `wr_start` and `wr_complete`. One thread builds at a time, by the verbs' contract.
-#[derive(Default)]
+/// What is between `wr_start` and `wr_complete`, where one thread is at a time.
 pub(crate) struct Builder {
+    section: Section,
+    requests: UnsafeCell<Requests>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Builder { section: Section::new(), requests: UnsafeCell::default() }
+    }
+}
+
+/// The requests that are being built.
+#[derive(Default)]
+struct Requests {
     requests: Vec<Request>,
     sges: Vec<Sge>,
     inline: Vec<u8>,
@@ -87,21 +101,21 @@ struct Request {
     destination: Option<Destination>,
 }
 
-/// Lends the builder of a queue pair.
+/// Lends what a thread builds for a queue pair; a thread that did not begin builds nothing.
 ///
 /// # Safety
 ///
-/// `qp` is a live queue pair with a builder, between `wr_start` and the end, in one thread.
-unsafe fn build(qp: *mut ibv_qp_ex, f: impl FnOnce(&QpData, &mut Builder)) {
+/// `qp` is a live queue pair.
+unsafe fn build(qp: *mut ibv_qp_ex, f: impl FnOnce(&QpData, &mut Requests)) {
     // SAFETY: the caller's promise.
     let data = unsafe { Qp::data(qp) };
-    if let Some(builder) = &data.builder {
-        // SAFETY: one thread builds at a time, and no call of this module runs inside of `f`.
-        f(data, unsafe { &mut *builder.get() });
+    if let Some(builder) = data.builder.as_ref().filter(|builder| builder.section.is_inside()) {
+        // SAFETY: this thread is in the section, so no other is, and no call of this module runs inside of `f`.
+        f(data, unsafe { &mut *builder.requests.get() });
     }
 }
 
-/// Begins a request with the `wr_id` and `wr_flags` that the program put into the structure.
+/// Begins a request with the `wr_id` and `wr_flags` that the program put into the structure, within the section.
 ///
 /// # Safety
 ///
@@ -111,7 +125,7 @@ unsafe fn begin(qp: *mut ibv_qp_ex, operation: Result<SendOperation, c_int>) {
     let wr_id = unsafe { (*qp).wr_id };
     // SAFETY: as above.
     let flags = unsafe { (*qp).wr_flags };
-    let start = |builder: &mut Builder| match operation {
+    let start = |builder: &mut Requests| match operation {
         Ok(operation) => builder.requests.push(Request {
             wr_id,
             flags,
@@ -130,7 +144,7 @@ unsafe fn begin(qp: *mut ibv_qp_ex, operation: Result<SendOperation, c_int>) {
 macro_rules! operation {
     ($($name:ident($($arg:ident: $ty:ty),*) = $operation:expr;)*) => {$(
         unsafe extern "C" fn $name(qp: *mut ibv_qp_ex $(, $arg: $ty)*) {
-            // SAFETY: programs build requests in one thread, after `wr_start`.
+            // SAFETY: the caller passes a live queue pair.
             unsafe { begin(qp, Ok($operation)) };
         }
     )*};
@@ -175,11 +189,11 @@ unsafe extern "C" fn wr_bind_mw(
 unsafe extern "C" fn wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32) {
     // SAFETY: the caller passes a live address handle.
     let to = unsafe { destination(ah, remote_qpn, remote_qkey) };
-    let set = |builder: &mut Builder| match (to, builder.requests.last_mut()) {
+    let set = |builder: &mut Requests| match (to, builder.requests.last_mut()) {
         (Ok(to), Some(request)) => request.destination = Some(to),
         _ => builder.error = libc::EINVAL,
     };
-    // SAFETY: programs build requests in one thread, after `wr_start`.
+    // SAFETY: the caller passes a live queue pair.
     unsafe { build(qp, |_, builder| set(builder)) };
 }
 
@@ -192,7 +206,7 @@ unsafe extern "C" fn wr_set_sge(qp: *mut ibv_qp_ex, lkey: u32, addr: u64, length
 unsafe extern "C" fn wr_set_sge_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_sge) {
     // SAFETY: the caller passes `count` valid elements.
     let list = if count == 0 { &[] } else { unsafe { slice::from_raw_parts(list, count) } };
-    let set = |builder: &mut Builder| {
+    let set = |builder: &mut Requests| {
         let first = builder.sges.len();
         builder.sges.extend(list.iter().map(to_sge));
         match builder.requests.last_mut() {
@@ -200,7 +214,7 @@ unsafe extern "C" fn wr_set_sge_list(qp: *mut ibv_qp_ex, count: usize, list: *co
             None => builder.error = libc::EINVAL,
         }
     };
-    // SAFETY: programs build requests in one thread, after `wr_start`.
+    // SAFETY: the caller passes a live queue pair.
     unsafe { build(qp, |_, builder| set(builder)) };
 }
 
@@ -213,7 +227,7 @@ unsafe extern "C" fn wr_set_inline_data(qp: *mut ibv_qp_ex, addr: *mut c_void, l
 unsafe extern "C" fn wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, list: *const ibv_data_buf) {
     // SAFETY: the caller passes `count` valid buffers.
     let list = if count == 0 { &[] } else { unsafe { slice::from_raw_parts(list, count) } };
-    let set = |builder: &mut Builder| {
+    let set = |builder: &mut Requests| {
         let first = builder.inline.len();
         let total = list.iter().try_fold(0usize, |sum, b| sum.checked_add(b.length));
         let Some(total) = total.filter(|total| *total <= MAX_INLINE as usize) else {
@@ -231,30 +245,46 @@ unsafe extern "C" fn wr_set_inline_data_list(qp: *mut ibv_qp_ex, count: usize, l
             None => builder.error = libc::EINVAL,
         }
     };
-    // SAFETY: programs build requests in one thread, after `wr_start`.
+    // SAFETY: the caller passes a live queue pair.
     unsafe { build(qp, |_, builder| set(builder)) };
 }
 
-fn clear(builder: &mut Builder) {
+fn clear(builder: &mut Requests) {
     builder.requests.clear();
     builder.sges.clear();
     builder.inline.clear();
     builder.error = 0;
 }
 
+/// The section of a queue pair.
+///
+/// # Safety
+///
+/// `qp` is a live queue pair.
+unsafe fn section<'a>(qp: *mut ibv_qp_ex) -> Option<&'a Section> {
+    // SAFETY: the caller's promise.
+    let data: &'a QpData = unsafe { Qp::data(qp) };
+    data.builder.as_ref().map(|builder| &builder.section)
+}
+
 unsafe extern "C" fn wr_start(qp: *mut ibv_qp_ex) {
-    // SAFETY: the caller passes a live queue pair, in one thread.
+    // SAFETY: the caller passes a live queue pair.
+    unsafe { section(qp) }.iter().for_each(|section| section.enter());
+    // SAFETY: as above.
     unsafe { build(qp, |_, builder| clear(builder)) };
 }
 
 unsafe extern "C" fn wr_abort(qp: *mut ibv_qp_ex) {
     // SAFETY: as in `wr_start`.
     unsafe { build(qp, |_, builder| clear(builder)) };
+    // SAFETY: as above.
+    unsafe { section(qp) }.iter().for_each(|section| section.leave());
 }
 
 /// Posts what was built: all of it or nothing.
 unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
-    let mut result = 0;
+    // Of a thread that did not begin.
+    let mut result = libc::EINVAL;
     // SAFETY: as in `wr_start`.
     unsafe {
         build(qp, |data, builder| {
@@ -262,12 +292,14 @@ unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
             clear(builder);
         });
     }
+    // SAFETY: as above.
+    unsafe { section(qp) }.iter().for_each(|section| section.leave());
     result
 }
 
 impl Request {
     /// Lends it in the form that is posted.
-    fn with<R>(&self, builder: &Builder, f: impl FnOnce(&SendRequest<'_>) -> R) -> R {
+    fn with<R>(&self, builder: &Requests, f: impl FnOnce(&SendRequest<'_>) -> R) -> R {
         let (first, count) = self.data;
         let piece = [if self.is_inline { &builder.inline[first..first + count] } else { &[] }];
         f(&SendRequest {
@@ -284,9 +316,9 @@ impl Request {
     }
 }
 
-fn post_all(data: &QpData, builder: &Builder) -> c_int {
-    let check = |machine: &QueuePair| {
-        (0..).zip(&builder.requests).try_for_each(|(ahead, request)| {
+fn post_all(data: &QpData, builder: &Requests) -> c_int {
+    let check = |machine: &QueuePair, unpolled: u32| {
+        (unpolled..).zip(&builder.requests).try_for_each(|(ahead, request)| {
             request.with(builder, |request| machine.check_send(request, ahead))
         })
     };

@@ -133,10 +133,10 @@ pub(crate) unsafe extern "C" fn destroy_srq(srq: *mut ibv_srq) -> c_int {
     if load(&data.queue.users) > 0 {
         return libc::EBUSY;
     }
-    data.queue.async_events.purge(data.queue.identity);
-    if !data.queue.event_count.wait() {
+    if !data.queue.async_events.close(&data.queue.event_count) {
         return libc::EBUSY;
     }
+    data.queue.async_events.forget(&data.queue.event_count);
     // SAFETY: as above, and the caller uses it no more.
     drop(unsafe { Srq::free(srq) });
     0

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::Device;
 use super::completion_queue::CompletionQueue;
-use super::events::EventQueue;
+use super::events::{EventCount, EventQueue, OfObject};
 
 /// Where completion queues announce completions. Once one of them is armed its descriptor watches the device's
 /// socket too, so that a packet wakes the sleeper itself, with no thread in between. Not before: each
@@ -45,7 +45,7 @@ impl Channel {
     /// The completion queue of the next event. Drives the socket before it sleeps and whenever a packet
     /// wakes it; blocks unless the descriptor says otherwise.
     pub(crate) fn take(&self, device: &Device) -> io::Result<Arc<CompletionQueue>> {
-        let pop = || self.events.pop(|cq| cq.completion_events.taken());
+        let pop = || self.events.pop();
         loop {
             // An event that this very thread finds is taken here and needs no signal.
             if let Some(cq) = pop().or_else(|| device.drive_until(pop)) {
@@ -62,8 +62,24 @@ impl Channel {
         }
     }
 
-    /// Forgets the events of a completion queue that goes away.
-    pub(crate) fn purge(&self, cq: &Arc<CompletionQueue>) {
-        self.events.purge(|queued| Arc::ptr_eq(queued, cq));
+    /// See [`EventQueue::close`]: of a completion queue that is to be destroyed.
+    pub(crate) fn close(&self, cq: &CompletionQueue) -> bool {
+        self.events.close(&cq.completion_events)
+    }
+
+    /// It is not destroyed after all.
+    pub(crate) fn reopen(&self, cq: &CompletionQueue) {
+        self.events.reopen(&cq.completion_events);
+    }
+
+    /// It is gone.
+    pub(crate) fn forget(&self, cq: &CompletionQueue) {
+        self.events.forget(&cq.completion_events);
+    }
+}
+
+impl OfObject for Arc<CompletionQueue> {
+    fn count(&self) -> &EventCount {
+        &self.completion_events
     }
 }

@@ -1,7 +1,7 @@
 //! Completion queues.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::channel::Channel;
@@ -11,11 +11,52 @@ use super::moderation::Moderation;
 use crate::proto::{Completion, Time};
 use crate::wire::Qpn;
 
+/// Counts how many completions of a work queue were polled or purged; what waits is the difference to what was queued. So long a request
+/// keeps its place in its work queue (clause 10.8.5), and a completion queue that has room for all of them does not overrun.
+#[derive(Debug, Default)]
+pub(crate) struct Polled {
+    count: AtomicU32,
+    /// Of a shared receive queue, whose completions go to several completion queues.
+    is_shared: bool,
+}
+
+impl Polled {
+    pub(crate) fn of_shared() -> Arc<Self> {
+        Arc::new(Polled { count: AtomicU32::new(0), is_shared: true })
+    }
+
+    /// How many of so many completions wait.
+    #[inline]
+    pub(crate) fn waiting_of(&self, queued: u32) -> u32 {
+        queued.wrapping_sub(self.count.load(Ordering::Acquire))
+    }
+
+    /// Called under the lock of a completion queue.
+    #[inline]
+    fn add_one(&self) {
+        if self.is_shared {
+            self.count.fetch_add(1, Ordering::AcqRel);
+        } else {
+            // All come to one completion queue: the lock makes it one step.
+            self.count.store(self.count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        }
+    }
+}
+
+/// A work queue among those whose completions a completion queue takes.
+#[derive(Debug)]
+pub(crate) struct Place {
+    index: u32,
+    pub(crate) polled: Arc<Polled>,
+}
+
 /// A completion as it waits in the queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) completion: Completion,
     pub(crate) qp_num: Qpn,
+    /// The work queue's [`Place`].
+    place: u32,
     /// When it was queued; zero unless the queue was created with timestamps.
     pub(crate) time: Time,
 }
@@ -32,16 +73,28 @@ enum Armed {
 struct Inner {
     /// Allocated whole at creation.
     ring: VecDeque<Entry>,
+    /// By their place.
+    work_queues: Vec<Option<Arc<Polled>>>,
+    /// Places of those that are gone.
+    free: Vec<u32>,
     depth: usize,
     armed: Armed,
     moderation: Moderation,
     /// Completions that the armed event has waited for, and until when it waits; only with moderation.
     gathered: u32,
     due: Time,
+    /// When the latest completion came.
+    latest: Time,
     overrun: bool,
 }
 
 impl Inner {
+    fn count_polled(work_queues: &[Option<Arc<Polled>>], entry: &Entry) {
+        if let Some(Some(polled)) = work_queues.get(entry.place as usize) {
+            polled.add_one();
+        }
+    }
+
     fn disarm(&mut self) {
         self.armed = Armed::No;
         self.gathered = 0;
@@ -98,11 +151,14 @@ impl CompletionQueue {
         CompletionQueue {
             inner: Mutex::new(Inner {
                 ring: VecDeque::with_capacity(depth),
+                work_queues: Vec::new(),
+                free: Vec::new(),
                 depth,
                 armed: Armed::No,
                 moderation: Moderation::NONE,
                 gathered: 0,
                 due: Time::ZERO,
+                latest: Time::ZERO,
                 overrun: false,
             }),
             len: AtomicUsize::new(0),
@@ -123,24 +179,56 @@ impl CompletionQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A work queue's completions come here from now on.
+    pub(super) fn add_work_queue(&self, polled: Arc<Polled>) -> Place {
+        let mut inner = self.lock();
+        let known = Some(Arc::clone(&polled));
+        let index = match inner.free.pop() {
+            Some(index) => {
+                inner.work_queues[index as usize] = known;
+                index
+            }
+            None => {
+                inner.work_queues.push(known);
+                // There are fewer queue pairs than that.
+                u32::try_from(inner.work_queues.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        Place { index, polled }
+    }
+
+    /// It is gone, and so are its completions.
+    pub(super) fn remove_work_queue(&self, place: &Place) {
+        let mut inner = self.lock();
+        if inner.work_queues.get_mut(place.index as usize).is_some_and(|known| known.take().is_some()) {
+            inner.free.push(place.index);
+        }
+    }
+
     /// Queues a completion of a queue pair that came at `now`. A queue that was full once takes no more (clause 11.6.3.1, `man
     /// ibv_poll_cq`): what waits in it can still be polled.
     #[inline]
-    pub(crate) fn push(&self, completion: &Completion, qp_num: Qpn, now: Time) -> Pushed {
-        let mut inner = self.lock();
-        if inner.ring.len() >= inner.depth && self.ignores_overrun {
-            inner.ring.pop_front();
+    pub(super) fn push(&self, completion: &Completion, qp_num: Qpn, place: &Place, now: Time) -> Pushed {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        if inner.ring.len() >= inner.depth
+            && self.ignores_overrun
+            && let Some(oldest) = inner.ring.pop_front()
+        {
+            Inner::count_polled(&inner.work_queues, &oldest);
         }
         if inner.ring.len() >= inner.depth || inner.overrun {
             return Pushed::Overrun { first: !std::mem::replace(&mut inner.overrun, true) };
         }
-        let time = if self.timestamps { now } else { Time::ZERO };
-        inner.ring.push_back(Entry { completion: *completion, qp_num, time });
+        // Whoever read the clock may have waited for a processor since, and others come first: their time counts, too.
+        inner.latest = inner.latest.max(now);
+        let time = if self.timestamps { inner.latest } else { Time::ZERO };
+        inner.ring.push_back(Entry { completion: *completion, qp_num, place: place.index, time });
         self.len.store(inner.ring.len(), Ordering::Release);
         if inner.armed == Armed::No {
             return Pushed::Quiet;
         }
-        self.push_armed(inner, completion, now)
+        self.push_armed(guard, completion, now)
     }
 
     /// Whether the event that the queue is armed for comes with a completion that was queued.
@@ -194,12 +282,14 @@ impl CompletionQueue {
     }
 
     fn poll_locked(&self, max: usize, mut take: impl FnMut(usize, &Entry)) -> usize {
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let n = inner.ring.len().min(max);
         for i in 0..n {
             // Read in its place: a copy would cost as much as what is made of it.
             let Some(entry) = inner.ring.front() else { break };
             take(i, entry);
+            Inner::count_polled(&inner.work_queues, entry);
             inner.ring.pop_front();
         }
         self.len.store(inner.ring.len(), Ordering::Release);
@@ -208,8 +298,15 @@ impl CompletionQueue {
 
     /// Forgets the completions of a queue pair that is reset or destroyed, as adapters do.
     pub(crate) fn purge(&self, qp_num: Qpn) {
-        let mut inner = self.lock();
-        inner.ring.retain(|entry| entry.qp_num != qp_num);
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        inner.ring.retain(|entry| {
+            let is_purged = entry.qp_num == qp_num;
+            if is_purged {
+                Inner::count_polled(&inner.work_queues, entry);
+            }
+            !is_purged
+        });
         self.len.store(inner.ring.len(), Ordering::Release);
     }
 

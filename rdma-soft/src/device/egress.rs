@@ -266,7 +266,28 @@ impl Device {
         dry
     }
 
-    fn send_batch(&self, scratch: &mut Scratch) {
+    /// Puts the acknowledgement that is held, and nothing else, into the batch; false if there is none.
+    pub(super) fn fill_owed(
+        &self,
+        qp: &QueuePair,
+        inner: &mut Inner,
+        now: Time,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let batch = &mut scratch.batch;
+        batch.clear();
+        with_host!(self, qp, inner, &mut scratch.wakes, now, |machine, host| {
+            if let Some(transmit) = machine.poll_owed(&mut host, &mut batch.bytes[batch.len..]) {
+                let end = batch.len + transmit.len + ICRC_LEN;
+                batch.packets.push(batch.len..end);
+                batch.len = end;
+            }
+        });
+        batch.peer.clone_from(&inner.peer);
+        !batch.packets.is_empty()
+    }
+
+    pub(super) fn send_batch(&self, scratch: &mut Scratch) {
         let Some(peer) = scratch.batch.peer.take() else { return self.send_each(scratch) };
         if peer.is_local && self.faults.is_none() {
             self.send_locally(&peer, scratch);

@@ -36,7 +36,7 @@ mod slab;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_utils::sync::{ShardedLock, ShardedLockReadGuard, ShardedLockWriteGuard};
@@ -104,8 +104,9 @@ pub(crate) struct Device {
     counters: Counters,
     capture: Option<Capture>,
     faults: Option<Mutex<FaultState>>,
-    /// Zero of the clock, on the system's.
+    /// Zero of the clock, on the system's, and on the wall's.
     epoch: u64,
+    wall_epoch: u64,
 }
 
 type QueuePairs = Slab<Arc<QueuePair>, 24>;
@@ -158,6 +159,17 @@ impl Drop for Handle {
 
 static OPEN: Mutex<Weak<Handle>> = Mutex::new(Weak::new());
 
+/// Called by the C library when the process ends through `exit` or the end of `main`. A message that the program saw complete is
+/// acknowledged, as an adapter would have done long ago.
+extern "C" fn at_exit() {
+    let handle = OPEN.try_lock().ok().and_then(|open| open.upgrade());
+    if let Some(handle) = handle.filter(|handle| handle.process == std::process::id()) {
+        handle.send_all_owed();
+        // The last one would wait for the device's thread, which may wait for what this one holds.
+        std::mem::forget(handle);
+    }
+}
+
 /// The device of this process, opened if it is not.
 pub(crate) fn open() -> Result<Arc<Handle>, OpenError> {
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,6 +179,8 @@ pub(crate) fn open() -> Result<Arc<Handle>, OpenError> {
         return Ok(handle);
     }
     let handle = Arc::new(Handle::new(Settings::from_environment()?)?);
+    static AT_EXIT: Once = Once::new();
+    AT_EXIT.call_once(|| crate::sys::at_exit(at_exit));
     *open = Arc::downgrade(&handle);
     Ok(handle)
 }
@@ -217,6 +231,7 @@ impl Handle {
                 .fault
                 .map(|rates| Mutex::new(FaultState { source: Faults::new(rates), held: None })),
             epoch: monotonic(),
+            wall_epoch: wall(),
             settings,
         });
         let thread = background::start(Arc::clone(&device))
@@ -276,12 +291,9 @@ impl Device {
         }
     }
 
-    /// What the wall clock showed at `time`, in nanoseconds since 1970.
+    /// What the wall clock showed at `time`, in nanoseconds since 1970, if nobody has set it since the device was opened.
     pub(crate) fn wall_clock(&self, time: Time) -> u64 {
-        let age = self.now().saturating_since(time);
-        let then = std::time::SystemTime::now().checked_sub(age);
-        let since = then.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-        since.and_then(|d| u64::try_from(d.as_nanos()).ok()).unwrap_or(0)
+        self.wall_epoch.saturating_add(time.nanoseconds())
     }
 
     /// Clock for timestamps, in nanoseconds.
@@ -294,6 +306,12 @@ impl Device {
 fn monotonic() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+/// The wall clock in nanoseconds since 1970.
+fn wall() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or(0)
 }
 
 /// Loads relaxed; for values that only inform.

@@ -1,15 +1,15 @@
 //! A queue pair: its state machine, its receive side, its peer, and its place in the device's lists.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::Device;
-use super::completion_queue::{CompletionQueue, Pushed};
+use super::completion_queue::{CompletionQueue, Place, Polled, Pushed};
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use super::memory_table::Accessor;
 use super::pacing::Pause;
 use super::peer::Peer;
-use super::receive_queue::{CurrentReceive, ReceiveRing, SharedReceiveQueue};
+use super::receive_queue::{CurrentReceive, ReceiveError, ReceiveRing, SharedReceiveQueue};
 use super::scratch::Wakes;
 use crate::proto::{
     self, AtomicOp, BindRequest, Completion, CompletionKind, CompletionOpcode, Counter, Host, ImmediateOrKey,
@@ -28,6 +28,9 @@ pub(crate) struct QueuePair {
     pub(crate) send_cq: Arc<CompletionQueue>,
     pub(crate) recv_cq: Arc<CompletionQueue>,
     pub(crate) srq: Option<Arc<SharedReceiveQueue>>,
+    /// Where its completions go.
+    pub(super) send_place: Place,
+    pub(super) recv_place: Place,
     /// Address of the C structure, never followed here.
     pub(crate) identity: usize,
     pub(crate) async_events: Arc<AsyncEvents>,
@@ -102,12 +105,48 @@ pub(crate) struct Inner {
     pub(crate) peer: Option<Arc<Peer>>,
     /// Nothing is sent for the moment.
     pub(super) pause: Option<Pause>,
+    /// Sends whose completions were queued.
+    pub(super) completed_sends: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct ReceiveSide {
     pub(crate) ring: ReceiveRing,
     current: CurrentReceive,
+    /// Receives that left the ring.
+    taken: u32,
+}
+
+impl ReceiveSide {
+    /// Takes a receive. `polled` counts those that were polled, whose places are free again.
+    #[inline]
+    pub(crate) fn push(
+        &mut self,
+        polled: &Polled,
+        wr_id: u64,
+        sges: impl ExactSizeIterator<Item = Sge>,
+    ) -> Result<(), ReceiveError> {
+        self.ring.push(wr_id, sges, polled.waiting_of(self.taken) as usize)
+    }
+
+    /// Forgets all, those whose completions were purged among them.
+    pub(super) fn clear(&mut self, polled: &Polled) {
+        self.ring.clear();
+        self.taken = self.taken.wrapping_sub(polled.waiting_of(self.taken));
+    }
+
+    /// Takes a place for a receive that is completed at once; false if there is none.
+    pub(super) fn take_place(&mut self, polled: &Polled) -> bool {
+        let is_free = self.ring.len() + (polled.waiting_of(self.taken) as usize) < self.ring.depth();
+        self.taken = self.taken.wrapping_add(u32::from(is_free));
+        is_free
+    }
+
+    fn pop(&mut self) -> bool {
+        let taken = self.ring.pop(&mut self.current);
+        self.taken = self.taken.wrapping_add(u32::from(taken));
+        taken
+    }
 }
 
 /// What a queue pair is made of.
@@ -126,6 +165,9 @@ pub(crate) struct Parts {
 impl QueuePair {
     pub(super) fn new(parts: Parts, qp_num: Qpn) -> Self {
         let config = proto::Config { qp_num, ..parts.config };
+        let polled = parts.srq.as_ref().map_or_else(Arc::default, |srq| Arc::clone(&srq.polled));
+        let send_place = parts.send_cq.add_work_queue(Arc::default());
+        let recv_place = parts.recv_cq.add_work_queue(polled);
         let sges = parts.srq.as_ref().map_or(parts.max_recv_sge, |srq| srq.max_sge());
         QueuePair {
             qp_num,
@@ -134,6 +176,8 @@ impl QueuePair {
             send_cq: parts.send_cq,
             recv_cq: parts.recv_cq,
             srq: parts.srq,
+            send_place,
+            recv_place,
             identity: parts.identity,
             async_events: parts.async_events,
             event_count: Arc::default(),
@@ -142,9 +186,11 @@ impl QueuePair {
                 receive: ReceiveSide {
                     ring: ReceiveRing::new(parts.max_recv_wr, parts.max_recv_sge),
                     current: CurrentReceive { wr_id: 0, sges: Vec::with_capacity(sges) },
+                    taken: 0,
                 },
                 peer: None,
                 pause: None,
+                completed_sends: 0,
             }),
             listed: Listed {
                 in_runnable: AtomicBool::new(false),
@@ -161,6 +207,14 @@ impl QueuePair {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        match self.inner.try_lock() {
+            Ok(inner) => Some(inner),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn accessor(&self) -> Accessor {
         Accessor { pd: self.pd, qp: self.qp_num }
     }
@@ -171,6 +225,7 @@ pub(super) struct QpHost<'a> {
     pub(super) device: &'a Device,
     pub(super) qp: &'a QueuePair,
     pub(super) receive: &'a mut ReceiveSide,
+    pub(super) completed_sends: &'a mut u32,
     pub(super) wakes: &'a mut Wakes,
     pub(super) now: Time,
 }
@@ -198,11 +253,11 @@ impl Host for QpHost<'_> {
     }
 
     fn next_receive(&mut self) -> Option<ReceiveRequest> {
-        let ReceiveSide { ring, current } = &mut *self.receive;
         let taken = match &self.qp.srq {
-            Some(srq) => srq.pop(current),
-            None => ring.pop(current),
+            Some(srq) => srq.pop(&mut self.receive.current),
+            None => self.receive.pop(),
         };
+        let current = &self.receive.current;
         taken.then(|| ReceiveRequest {
             wr_id: current.wr_id,
             length: current.sges.iter().map(|sge| u64::from(sge.length)).sum(),
@@ -220,7 +275,7 @@ impl Host for QpHost<'_> {
             self.qp.async_events.raise(AsyncEvent::LastWqeReached, self.qp.identity, &self.qp.event_count);
             return;
         }
-        while self.receive.ring.pop(&mut self.receive.current) {
+        while self.receive.pop() {
             let wr_id = self.receive.current.wr_id;
             self.complete(flushed_receive(wr_id));
         }
@@ -262,14 +317,25 @@ impl Host for QpHost<'_> {
 
     fn complete(&mut self, completion: Completion) {
         let qp = self.qp;
-        let cq = match completion.kind {
-            CompletionKind::Send => &qp.send_cq,
-            CompletionKind::Receive => &qp.recv_cq,
+        let (cq, place) = match completion.kind {
+            CompletionKind::Send => (&qp.send_cq, &qp.send_place),
+            CompletionKind::Receive => (&qp.recv_cq, &qp.recv_place),
         };
-        let pushed = cq.push(&completion, qp.qp_num, self.now);
+        let pushed = cq.push(&completion, qp.qp_num, place, self.now);
+        match (completion.kind, &qp.srq) {
+            // Lost, it is never polled.
+            _ if matches!(pushed, Pushed::Overrun { .. }) => {}
+            (CompletionKind::Send, _) => *self.completed_sends = self.completed_sends.wrapping_add(1),
+            (CompletionKind::Receive, Some(srq)) => srq.count_completed(),
+            (CompletionKind::Receive, None) => {}
+        }
         if pushed != Pushed::Quiet {
             self.announce(cq, pushed, completion.status);
         }
+    }
+
+    fn unpolled_sends(&self) -> u32 {
+        self.qp.send_place.polled.waiting_of(*self.completed_sends)
     }
 
     fn event(&mut self, event: proto::Event) {
@@ -299,12 +365,14 @@ pub(super) fn flushed_receive(wr_id: u64) -> Completion {
 /// Calls a method of the state machine with the host that belongs to it.
 macro_rules! with_host {
     ($device:expr, $qp:expr, $inner:expr, $wakes:expr, $now:expr, |$machine:ident, $host:ident| $body:expr) => {{
-        let $crate::device::queue_pair::Inner { machine: $machine, receive, .. } = &mut *$inner;
+        let $crate::device::queue_pair::Inner { machine: $machine, receive, completed_sends, .. } =
+            &mut *$inner;
         #[allow(unused_mut, reason = "not every body changes it")]
         let mut $host = $crate::device::queue_pair::QpHost {
             device: $device,
             qp: $qp,
             receive,
+            completed_sends,
             wakes: $wakes,
             now: $now,
         };

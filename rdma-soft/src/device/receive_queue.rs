@@ -1,8 +1,9 @@
 //! Receive queues, one queue pair's own or shared.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::completion_queue::Polled;
 use super::events::{AsyncEvent, AsyncEvents, EventCount};
 use crate::proto::Sge;
 
@@ -66,16 +67,18 @@ impl ReceiveRing {
         if place < self.slots.len() { place } else { place - self.slots.len() }
     }
 
+    /// `away`: receives that have left it and keep their places.
     pub(crate) fn push(
         &mut self,
         wr_id: u64,
         sges: impl ExactSizeIterator<Item = Sge>,
+        away: usize,
     ) -> Result<(), ReceiveError> {
         let num_sge = sges.len();
         if num_sge > self.max_sge {
             return Err(ReceiveError::TooManySges);
         }
-        if self.len == self.slots.len() {
+        if self.len + away >= self.slots.len() {
             return Err(ReceiveError::Full);
         }
         let place = self.place(self.len);
@@ -119,7 +122,7 @@ impl ReceiveRing {
             let Slot { wr_id, num_sge } = self.slots[place];
             let first = place * self.max_sge;
             let sges = self.sges[first..first + num_sge].iter().copied();
-            ring.push(wr_id, sges).ok()?;
+            ring.push(wr_id, sges, 0).ok()?;
         }
         Some(ring)
     }
@@ -135,6 +138,9 @@ pub(crate) struct SharedReceiveQueue {
     pub(crate) users: AtomicUsize,
     pub(crate) async_events: Arc<AsyncEvents>,
     pub(crate) event_count: Arc<EventCount>,
+    /// Receives whose completions were queued, on whatever completion queue, and polled.
+    completed: AtomicU32,
+    pub(super) polled: Arc<Polled>,
 }
 
 #[derive(Debug)]
@@ -160,7 +166,18 @@ impl SharedReceiveQueue {
             users: AtomicUsize::new(0),
             async_events,
             event_count: Arc::default(),
+            completed: AtomicU32::new(0),
+            polled: Polled::of_shared(),
         }
+    }
+
+    pub(super) fn count_completed(&self) {
+        self.completed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Receives whose completions wait to be polled.
+    fn away(&self) -> usize {
+        self.polled.waiting_of(self.completed.load(Ordering::Acquire)) as usize
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -172,7 +189,7 @@ impl SharedReceiveQueue {
         wr_id: u64,
         sges: impl ExactSizeIterator<Item = Sge>,
     ) -> Result<(), ReceiveError> {
-        self.lock().ring.push(wr_id, sges)
+        self.lock().ring.push(wr_id, sges, self.away())
     }
 
     pub(crate) fn pop(&self, current: &mut CurrentReceive) -> bool {
@@ -208,7 +225,7 @@ impl SharedReceiveQueue {
             return false;
         }
         if depth.is_some() {
-            match shared.ring.resized(new_depth) {
+            match shared.ring.resized(new_depth).filter(|ring| ring.len() + self.away() <= new_depth) {
                 Some(ring) => shared.ring = ring,
                 None => return false,
             }
@@ -234,16 +251,18 @@ mod tests {
         let mut current = CurrentReceive::default();
         for round in 0..5 {
             for i in 0..3 {
-                ring.push(round * 3 + i, sges(u32::try_from(i).unwrap() % 3)).unwrap();
+                ring.push(round * 3 + i, sges(u32::try_from(i).unwrap() % 3), 0).unwrap();
             }
-            assert_eq!(ring.push(0, sges(1)), Err(ReceiveError::Full));
+            assert_eq!(ring.push(0, sges(1), 0), Err(ReceiveError::Full));
             for i in 0..3 {
                 assert!(ring.pop(&mut current));
                 assert_eq!((current.wr_id, current.sges.len() as u64), (round * 3 + i, i % 3));
             }
             assert!(!ring.pop(&mut current));
         }
-        assert_eq!(ring.push(0, sges(3)), Err(ReceiveError::TooManySges));
+        assert_eq!(ring.push(0, sges(3), 0), Err(ReceiveError::TooManySges));
+        ring.push(0, sges(1), 2).unwrap();
+        assert_eq!(ring.push(0, sges(1), 2), Err(ReceiveError::Full));
     }
 
     #[test]

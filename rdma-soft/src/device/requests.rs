@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Device;
-use super::completion_queue::CompletionQueue;
+use super::completion_queue::{CompletionQueue, Polled};
 use super::peer::Peer;
 use super::queue_pair::{Inner, Parts, QpHost, QueuePair, flushed_receive, with_host};
 use super::receive_queue::ReceiveError;
@@ -19,6 +19,23 @@ pub(crate) struct Poster<'a> {
     machine: &'a mut proto::QueuePair,
     host: QpHost<'a>,
     now: Time,
+}
+
+/// A receive queue that keeps what is posted, locked.
+pub(crate) struct KeptReceives<'q> {
+    inner: MutexGuard<'q, Inner>,
+    polled: &'q Polled,
+}
+
+impl KeptReceives<'_> {
+    #[inline(always)]
+    pub(crate) fn push(
+        &mut self,
+        wr_id: u64,
+        sges: impl ExactSizeIterator<Item = Sge>,
+    ) -> Result<(), ReceiveError> {
+        self.inner.receive.push(self.polled, wr_id, sges)
+    }
 }
 
 impl Poster<'_> {
@@ -79,6 +96,8 @@ impl Device {
             self.forget(qp, &mut inner);
             qp.listed.owes_ack.store(false, Ordering::Relaxed);
         });
+        qp.send_cq.remove_work_queue(&qp.send_place);
+        qp.recv_cq.remove_work_queue(&qp.recv_place);
         if qp.transport == Transport::Ud {
             self.remote_peers.fetch_sub(1, Ordering::Relaxed);
         }
@@ -91,12 +110,34 @@ impl Device {
 
     /// Sends an acknowledgement that was held. A peer waits for it, and what is owed would be forgotten: the
     /// program saw the message complete, so the peer must be able to see it too.
+    ///
+    /// Alone, for a thread that sends for the queue pair at this moment would keep it for company; and the machine is asked, for the
+    /// program may have seen the completion before anybody noted what it owes.
     fn send_owed(&self, qp: &Arc<QueuePair>) {
-        if qp.listed.owes_ack.load(Ordering::Relaxed) {
-            scratch::with(|scratch| {
-                self.settle(qp, qp.lock(), Acks::Flush, self.now(), scratch);
+        self.send_owed_of(qp, qp.lock());
+    }
+
+    fn send_owed_of(&self, qp: &Arc<QueuePair>, mut inner: MutexGuard<'_, Inner>) {
+        scratch::with(|scratch| {
+            let now = self.now();
+            if self.fill_owed(qp, &mut inner, now, scratch) {
+                self.note_state(qp, &inner, now, scratch);
+                drop(inner);
+                self.send_batch(scratch);
                 self.serve_sleepers(scratch);
-            });
+            }
+        });
+    }
+
+    /// The process ends in an orderly way: sends what is owed. Nothing is waited for, as other threads may be anywhere.
+    pub(super) fn send_all_owed(&self) {
+        let Ok(queue_pairs) = self.queue_pairs.try_read() else { return };
+        let all: Vec<_> = queue_pairs.values().cloned().collect();
+        drop(queue_pairs);
+        for qp in &all {
+            if let Some(inner) = qp.try_lock().filter(|inner| inner.machine.ack_pending()) {
+                self.send_owed_of(qp, inner);
+            }
         }
     }
 
@@ -137,16 +178,16 @@ impl Device {
         scratch::with(|scratch| self.post_locked(qp, qp.lock(), scratch, post));
     }
 
-    /// The same if `check` allows it, to which nobody else posts before `post` does.
+    /// The same if `check` allows it, given how many completions of sends wait to be polled; nobody else posts before `post` does.
     pub(crate) fn post_send_checked(
         &self,
         qp: &Arc<QueuePair>,
-        check: impl FnOnce(&proto::QueuePair) -> Result<(), PostError>,
+        check: impl FnOnce(&proto::QueuePair, u32) -> Result<(), PostError>,
         post: impl FnOnce(&mut Poster<'_>),
     ) -> Result<(), PostError> {
         scratch::with(|scratch| {
             let inner = qp.lock();
-            check(&inner.machine)?;
+            check(&inner.machine, qp.send_place.polled.waiting_of(inner.completed_sends))?;
             self.post_locked(qp, inner, scratch, post);
             Ok(())
         })
@@ -169,10 +210,10 @@ impl Device {
     }
 
     /// For a list of receives: the locked receive queue of a queue pair in whose state they are just kept.
-    pub(crate) fn lock_receives<'q>(&self, qp: &'q QueuePair) -> Option<MutexGuard<'q, Inner>> {
+    pub(crate) fn lock_receives<'q>(&self, qp: &'q QueuePair) -> Option<KeptReceives<'q>> {
         let inner = qp.lock();
         let keeps = qp.srq.is_none() && !matches!(inner.machine.state(), State::Reset | State::Err);
-        keeps.then_some(inner)
+        keeps.then(|| KeptReceives { inner, polled: &qp.recv_place.polled })
     }
 
     pub(crate) fn post_receive(
@@ -186,11 +227,15 @@ impl Device {
             _ if qp.srq.is_some() => return Err(ReceiveError::WrongState),
             State::Reset => return Err(ReceiveError::WrongState),
             State::Err => {}
-            _ => return inner.receive.ring.push(wr_id, sges),
+            _ => return inner.receive.push(&qp.recv_place.polled, wr_id, sges),
         }
         // Clause 10.3.1.6: what is posted to a failed queue pair is flushed.
         if sges.len() > inner.receive.ring.max_sge() {
             return Err(ReceiveError::TooManySges);
+        }
+        // Flushed or not, it keeps its place until that is polled.
+        if !inner.receive.take_place(&qp.recv_place.polled) {
+            return Err(ReceiveError::Full);
         }
         scratch::with(|scratch| {
             with_host!(self, qp, inner, &mut scratch.wakes, self.now(), |_machine, host| {
@@ -205,9 +250,9 @@ impl Device {
     fn forget(&self, qp: &QueuePair, inner: &mut Inner) {
         self.count_remote(qp, inner.peer.as_deref(), None);
         inner.peer = None;
-        inner.receive.ring.clear();
         qp.send_cq.purge(qp.qp_num);
         qp.recv_cq.purge(qp.qp_num);
+        inner.receive.clear(&qp.recv_place.polled);
     }
 
     /// Counts connections to other processes, as their packets come through the socket.

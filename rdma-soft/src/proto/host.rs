@@ -125,6 +125,11 @@ pub trait Host {
     /// Puts a completion on a completion queue.
     fn complete(&mut self, completion: Completion);
 
+    /// How many completions of sends wait to be polled: a request keeps its place in the send queue until then.
+    fn unpolled_sends(&self) -> u32 {
+        0
+    }
+
     /// Raises an asynchronous event.
     fn event(&mut self, event: Event);
 

@@ -85,14 +85,15 @@ impl QueuePair {
         request: &SendRequest<'_>,
     ) -> Result<(), PostError> {
         self.check_state()?;
-        self.sq.push(self.transport, request)?;
+        self.sq.push(self.transport, request, host.unpolled_sends())?;
         if matches!(self.state, State::Sqe | State::Err) {
             self.flush_send_queue(host);
         }
         Ok(())
     }
 
-    /// Whether [`post_send`](Self::post_send) would take a request behind `ahead` others; nothing of it happens.
+    /// Whether [`post_send`](Self::post_send) would take a request behind `ahead` others, or whose completions wait to be polled;
+    /// nothing of it happens.
     pub fn check_send(&self, request: &SendRequest<'_>, ahead: u32) -> Result<(), PostError> {
         self.check_state()?;
         self.sq.check(self.transport, request, ahead)
@@ -184,6 +185,11 @@ impl QueuePair {
         }
         self.responded = false;
         self.poll_ack(host, acks, out)
+    }
+
+    /// The acknowledgement that waits for company, alone and ahead of all else; `None` if there is none, or a response comes before it.
+    pub fn poll_owed<H: Host>(&mut self, host: &mut H, out: &mut [u8]) -> Option<Transmit> {
+        self.poll_ack(host, Acks::Flush, out)
     }
 
     /// Where a datagram goes that [`poll_transmit`](Self::poll_transmit) gave just now; `None` means the peer of

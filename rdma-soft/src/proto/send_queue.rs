@@ -176,9 +176,15 @@ impl SendQueue {
         }
     }
 
+    /// `ahead`: requests that have left it, and keep their places until their completions are polled.
     #[inline(always)]
-    pub(super) fn push(&mut self, transport: Transport, request: &SendRequest<'_>) -> Result<(), PostError> {
-        self.check(transport, request, 0)?;
+    pub(super) fn push(
+        &mut self,
+        transport: Transport,
+        request: &SendRequest<'_>,
+        ahead: u32,
+    ) -> Result<(), PostError> {
+        self.check(transport, request, ahead)?;
         let slot = self.slot(self.head);
         let wqe = &mut self.wqes[slot];
         *wqe = Wqe { wr_id: request.wr_id, operation: request.operation, flags: request.flags, ..Wqe::EMPTY };
