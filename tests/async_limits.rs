@@ -443,3 +443,56 @@ fn a_connection_whose_own_runtime_is_gone_says_so() {
         });
     }
 }
+
+/// Sends many messages, all at once.
+fn send_all(connection: &Arc<RcConnection>, count: u8) -> JoinSet<()> {
+    let mut sends = JoinSet::new();
+    for i in 0..count {
+        let connection = Arc::clone(connection);
+        sends.spawn(async move { connection.send(Bytes::from(vec![i])).await.0.unwrap() });
+    }
+    sends
+}
+
+/// Connections share a queue that has few places for sends: their receives keep theirs, so that every message finds one, and all get on.
+#[tokio::test]
+async fn connections_get_on_with_few_places_for_sends() {
+    let domain = common::domain();
+    for (depth, receives, pairs) in [(4, 1, 1), (18, 4, 2), (10, 1, 4)] {
+        let queue = domain.completion_queue(depth, WaitMode::Adaptive).unwrap();
+        let config = Config::rc().completion_queue(&queue).receive_depth(receives).send_depth(8);
+        let mut running = JoinSet::new();
+        // Each is made while those before it are at work.
+        for _ in 0..pairs {
+            let (a, b) = common::pair(&domain, &config).await;
+            running.spawn(async move {
+                let a = Arc::new(a);
+                let sends = send_all(&a, 64);
+                for _ in 0..64 {
+                    b.recv().await.unwrap();
+                }
+                sends.join_all().await;
+            });
+        }
+        let all = timeout(LIMIT, running.join_all()).await;
+        assert!(all.is_ok(), "{pairs} pairs on a queue of {depth} stand still");
+    }
+}
+
+/// Futures that wait for places of a shared queue sleep.
+#[tokio::test]
+async fn to_wait_for_places_is_not_to_spin() {
+    let domain = common::domain();
+    let queue = domain.completion_queue(18, WaitMode::Adaptive).unwrap();
+    let config = Config::rc().completion_queue(&queue).receive_depth(1).send_depth(16);
+    let (a, _b) = common::pair(&domain, &config).await;
+    let (c, _d) = common::pair(&domain, &config).await;
+    // Nobody receives: one message of each arrives, and the others wait, some on their way and some of both for a place.
+    let _sends = [a, c].map(|connection| send_all(&Arc::new(connection), 20));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let before = queue.counters().sleeps;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sleeps = queue.counters().sleeps - before;
+    // Who spins goes to sleep a hundred thousand times a second.
+    assert!(sleeps < 3000, "{sleeps} times to sleep");
+}

@@ -12,8 +12,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rdma_core::{
-    Buffer, Completion, CompletionError, Error, Lent, PollError, QueuePair, RecvRequest, Success,
-    WorkCompletion,
+    Buffer, Completion, CompletionError, Lent, PollError, QueuePair, RecvRequest, Success, WorkCompletion,
     qp::{state::Rts, transport::Transport},
 };
 use tokio::sync::Notify;
@@ -23,7 +22,7 @@ use crate::{
     error::{Ended, OperationError},
     line::Line,
     pool::BufferPool,
-    queue::CompletionQueue,
+    queue::{CompletionQueue, Places},
     reader::{self, Deliver, Key, Later, Reader, Registered},
     trace,
     waiter::IN_A_ROW,
@@ -65,8 +64,9 @@ pub(crate) struct Lane<T: Carries> {
     key: Key,
     /// The number of a receive.
     receive_id: u64,
-    receive_depth: u32,
     shared: Arc<Shared<T>>,
+    /// Given back when the queue pair is gone.
+    _places: Places,
 }
 
 #[derive(Debug)]
@@ -200,16 +200,14 @@ impl Finished {
 impl<T: Carries> Lane<T> {
     /// A lane without a queue pair, to whose key completions of `queue` are handed from now on.
     ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] if the receives of all lanes would leave no place in the completion queue for sends.
+    /// `places` are those kept for its receives.
     pub(crate) fn new(
         queue: &CompletionQueue,
         pool: BufferPool,
+        places: Places,
         send_depth: u32,
         receive_depth: u32,
-    ) -> Result<Self, Error> {
-        queue.shared.keep_places(receive_depth)?;
+    ) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 qp: None,
@@ -243,7 +241,7 @@ impl<T: Carries> Lane<T> {
             end: Notify::new(),
         });
         let key = queue.shared.add_lane(Arc::clone(&shared) as Arc<dyn Deliver>);
-        Ok(Lane { queue: queue.clone(), pool, key, receive_id: key.id(RECEIVE), receive_depth, shared })
+        Lane { queue: queue.clone(), pool, key, receive_id: key.id(RECEIVE), shared, _places: places }
     }
 
     #[inline(always)]
@@ -405,7 +403,6 @@ impl<T: Carries> Drop for Lane<T> {
         // What was in flight is read once more, so that its buffers come home. A queue that cannot be read keeps them until it goes.
         let _ = self.queue.shared.dispatch();
         self.queue.shared.remove_lane(self.key);
-        self.queue.shared.give_places(self.receive_depth);
     }
 }
 

@@ -128,6 +128,24 @@ impl CompletionQueue {
     }
 }
 
+/// Places of a completion queue that are kept for a lane's receives.
+pub(crate) struct Places {
+    queue: Arc<Shared>,
+    receives: u32,
+}
+
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Places").field("receives", &self.receives).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.queue.kept.fetch_sub(self.receives, Relaxed);
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.driver.remove(self.cq.user());
@@ -154,14 +172,18 @@ impl Shared {
 
     /// Keeps places for a lane's receives, which hold them for as long as it lives. The others are for sends, which give them back: all
     /// lanes get on as long as there are some.
-    pub(crate) fn keep_places(&self, receives: u32) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// There are not as many, whatever is in flight.
+    pub(crate) fn keep_places(self: &Arc<Self>, receives: u32) -> Result<Places, Error> {
         /// A send, and the signalled one that ends a run of unsignalled ones.
         const FOR_SENDS: u32 = 2;
         let depth = self.cq.depth();
         let keep =
             |kept: u32| kept.checked_add(receives).filter(|all| *all <= depth.saturating_sub(FOR_SENDS));
         match self.kept.fetch_update(Relaxed, Relaxed, keep) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(Places { queue: Arc::clone(self), receives }),
             Err(kept) => Err(Error::Invalid {
                 what: format!(
                     "the completion queue has {depth} places, of which {kept} are kept for receives of others: {receives} receives and \
@@ -169,10 +191,6 @@ impl Shared {
                 ),
             }),
         }
-    }
-
-    pub(crate) fn give_places(&self, receives: u32) {
-        self.kept.fetch_sub(receives, Relaxed);
     }
 
     pub(crate) fn remove_lane(&self, key: Key) {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rdma_core::qp::state::Rts;
+use rdma_core::qp::state::{Reset, Rts};
 use rdma_core::qp::transport::Rc;
 use rdma_core::{
     Buffer, CompletionQueue, Completions, ConnectOptions, Context, Device, EndpointOptions, Opcode,
@@ -211,4 +211,60 @@ fn batches_of_every_shape() {
         assert_eq!(cq.credits_in_use(), 0);
         assert_eq!(cq.stray_completions(), 0);
     }
+}
+
+/// A pair that keeps places for its receives can post them all, however many sends take what else there is.
+#[test]
+fn kept_receives_have_their_places() {
+    let (context, pd) = open();
+    let cq = context.completion_queue(10).build().unwrap();
+    let depth = cq.depth();
+    let builder = || pd.queue_pair::<Rc>(&cq, &cq).max_send(depth).keep_receives();
+    let connect = |qp: QueuePair<Rc, Reset>| {
+        let endpoint = qp.endpoint(&EndpointOptions::default()).unwrap();
+        qp.connect(&endpoint, &endpoint, &ConnectOptions::default()).unwrap()
+    };
+    let target = pd.share(vec![0; 8], RemoteAccess::all()).unwrap();
+    let mut buffers: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
+    let mut completions = Completions::new();
+    let qp = connect(builder().max_recv(4).build().unwrap());
+    assert_eq!(cq.credits_in_use(), 0);
+    let error = builder().max_recv(depth - 3).build().unwrap_err();
+    assert!(matches!(error, rdma_core::Error::InUse { .. }), "{error}");
+    for _ in 0..3 {
+        let mut sends = 0;
+        loop {
+            let request = WorkRequest::write(buffers.pop().unwrap(), target.remote());
+            match qp.post_send(request) {
+                Ok(()) => sends += 1,
+                Err(refused) => {
+                    assert_eq!(refused.kind, PostErrorKind::QueueFull);
+                    buffers.extend(refused.request.into_payload().into_buffers());
+                    break;
+                }
+            }
+        }
+        assert_eq!(sends, depth - 4);
+        for _ in 0..4 {
+            qp.post_recv(buffers.pop().unwrap()).unwrap();
+        }
+        assert_eq!(cq.credits_in_use(), depth);
+        let done: Vec<_> = cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()).collect();
+        assert_eq!(done.len(), sends as usize);
+        buffers.extend(done);
+        // As many sends as receives: they take them.
+        for _ in 0..4 {
+            qp.post_send(buffers.pop().unwrap()).unwrap();
+        }
+        let done: Vec<_> = cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()).collect();
+        assert_eq!((done.len(), cq.credits_in_use()), (8, 0));
+        buffers.extend(done);
+    }
+    // What is in flight when it goes comes back, and the places with it.
+    qp.post_recv(buffers.pop().unwrap()).unwrap();
+    drop(qp);
+    buffers.extend(cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()));
+    let _ = cq.poll(&mut completions).unwrap().len();
+    assert_eq!((buffers.len(), cq.credits_in_use()), (64, 0));
+    drop(builder().max_recv(depth).build().unwrap());
 }

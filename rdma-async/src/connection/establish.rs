@@ -1,6 +1,11 @@
 //! From a stream to a connection.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rdma_core::{
     ConnectOptions, Endpoint, EndpointOptions, Error, PostErrorKind, QueuePair, RecvRequest, RemoteSlice,
@@ -130,7 +135,7 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
         }
         None => None,
     };
-    let prepared = match Prepared::new(domain, config) {
+    let prepared = match Prepared::when_there_is_room(domain, config).await {
         Ok(prepared) => prepared,
         Err(error) => {
             let why = Err::<Hello, _>(reason(&error));
@@ -195,6 +200,19 @@ struct Prepared<T: Connected> {
 }
 
 impl<T: Connected> Prepared<T> {
+    /// Waits for places of the completion queue, which sends of other connections may have for the moment.
+    async fn when_there_is_room(domain: &Domain, config: &Config<T>) -> Result<Self, Error> {
+        const LIMIT: Duration = Duration::from_secs(1);
+        const BETWEEN: Duration = Duration::from_millis(2);
+        let begin = Instant::now();
+        loop {
+            match Self::new(domain, config) {
+                Err(Error::InUse { .. }) if begin.elapsed() < LIMIT => tokio::time::sleep(BETWEEN).await,
+                result => return result,
+            }
+        }
+    }
+
     fn new(domain: &Domain, config: &Config<T>) -> Result<Self, Error> {
         let queue = match &config.queue {
             Some(queue) => queue.clone(),
@@ -204,8 +222,8 @@ impl<T: Connected> Prepared<T> {
                 domain.completion_queue(depth, config.wait_mode)?
             }
         };
-        let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
-        let pool = domain.buffer_pool(buffers, config.message_size)?;
+        // Those that there never is room for need not wait.
+        let places = queue.shared.keep_places(config.receive_depth)?;
         let cq = &queue.shared.cq;
         let pair = domain
             .protection_domain()
@@ -213,7 +231,10 @@ impl<T: Connected> Prepared<T> {
             .max_send(config.send_depth)
             .max_recv(config.receive_depth)
             .max_send_sge(config.max_sge)
+            .keep_receives()
             .build()?;
+        let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
+        let pool = domain.buffer_pool(buffers, config.message_size)?;
         let gid_index = config.gid_index.map(u8::try_from).transpose().map_err(|_| Error::Invalid {
             what: "the GID index is above 255, more than an address vector holds".to_owned(),
         })?;
@@ -224,7 +245,7 @@ impl<T: Connected> Prepared<T> {
         let pair = pair.init(&init)?;
         // Before the peer can send: what finds no receive waits for a timer.
         let receive_depth = config.receive_depth.min(pair.capacity().max_recv).max(1);
-        let lane = Lane::new(&queue, pool, pair.capacity().max_send, receive_depth)?;
+        let lane = Lane::new(&queue, pool, places, pair.capacity().max_send, receive_depth);
         while lane.lock().in_flight() < receive_depth {
             let Some(buffer) = lane.pool.try_acquire() else { break };
             match pair.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {

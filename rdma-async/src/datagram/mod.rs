@@ -154,7 +154,8 @@ impl UdEndpoint {
         let qp = qp.init(&UdInit { port: config.port, pkey_index: 0, qkey: config.qkey })?;
         let qp = qp.rtr(&UdRtr {})?.rts(&UdRts { sq_psn: 0 })?;
         let address = UdAddress { gid, lid: port.lid, service_level: 0, qp_num: qp.num() };
-        let lane = Lane::new(&queue, pool, send_depth, receive_depth)?;
+        let places = queue.shared.keep_places(receive_depth)?;
+        let lane = Lane::new(&queue, pool, places, send_depth, receive_depth);
         {
             let mut state = lane.lock();
             state.qp = Some(qp);

@@ -69,7 +69,7 @@ pub(crate) struct CqState {
     is_quiet: bool,
     /// Queues with their whole depth reserved.
     prepaid: Vec<Weak<WorkQueue>>,
-    /// All queues count: a completion returns a credit.
+    /// Queues count, but for those that keep their places: a completion returns a credit.
     counts: bool,
     /// It is read by other means than `ibv_poll_cq`.
     is_extended: bool,
@@ -150,6 +150,10 @@ impl CqInner {
         self.in_use.fetch_sub(n, Ordering::Relaxed);
     }
 
+    pub(crate) fn has_credit(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed) < self.capacity.load(Ordering::Relaxed)
+    }
+
     /// Reserves the depth of a new queue; false when there is no room, or credits are counted already.
     pub(crate) fn prepay(&self, queue: &Arc<WorkQueue>) -> bool {
         let counting = self.counting.lock();
@@ -164,7 +168,18 @@ impl CqInner {
         true
     }
 
-    /// Makes all queues count their credits, from now on.
+    /// The caller reserved the depth of a new receive queue for good: it keeps that also when others come to count.
+    pub(crate) fn keep(&self, queue: &Arc<WorkQueue>) {
+        let _counting = self.counting.lock();
+        let mut post = queue.lock_post();
+        let mut state = self.lock_state();
+        state.prepaid.retain(|queue| queue.strong_count() > 0);
+        state.prepaid.push(Arc::downgrade(queue));
+        queue.set_kept();
+        queue.set_prepaid(&mut post);
+    }
+
+    /// Makes all queues count their credits, from now on, but for those that keep theirs.
     #[cold]
     pub(crate) fn count_all(&self) {
         let mut counting = self.counting.lock();
@@ -172,6 +187,7 @@ impl CqInner {
             return;
         }
         let queues: Vec<_> = self.lock_state().prepaid.iter().filter_map(Weak::upgrade).collect();
+        let (kept, queues): (Vec<_>, Vec<_>) = queues.into_iter().partition(|queue| queue.is_kept());
         // In this order everywhere: a post that failed holds its queue's lock and takes the other. Nobody else holds
         // more than one queue's.
         let mut posts: Vec<_> = queues.iter().map(|queue| queue.lock_post()).collect();
@@ -179,8 +195,10 @@ impl CqInner {
         for (queue, post) in queues.iter().zip(&mut posts) {
             self.return_credits(queue.unprepay(post, queue.in_flight()));
         }
-        state.prepaid.clear();
+        state.prepaid = kept.iter().map(Arc::downgrade).collect();
         state.set_counts();
+        // No queue is dropped under the locks.
+        drop((state, posts));
     }
 
     /// Reserves `n` credits for good; false when the queue could overflow.
@@ -203,7 +221,7 @@ impl CqInner {
     pub(crate) fn poll_credit(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
         // Credits return under the same lock, so none can slip between look and registration.
         let mut state = self.state.lock();
-        if self.in_use.load(Ordering::Relaxed) < self.capacity.load(Ordering::Relaxed) {
+        if self.has_credit() {
             return Poll::Ready(());
         }
         if !state.credit_waiters.iter().any(|w| w.will_wake(cx.waker())) {

@@ -241,16 +241,14 @@ impl CqInner {
             Err(error) => return self.lend_parked(guard, out, error),
         };
         let state = &mut *guard;
-        let mut credits = 0;
-        // What is parked comes first.
-        if simple == 0 && state.is_quiet {
+        // What is parked comes first; and where some count, each is asked.
+        if simple == 0 && state.is_quiet && !state.counts {
             simple = self.lend_simple(out, n);
-            credits = if state.counts { u32::try_from(simple).unwrap_or(0) } else { 0 };
         }
         let (landed, listed) = out.parts();
         put_off_left(listed, &mut state.deferred);
         listed.extend(state.parked.drain(..));
-        let mut sink = Lending { listed, deferred: &mut state.deferred, credits };
+        let mut sink = Lending { listed, deferred: &mut state.deferred, credits: 0 };
         for wc in &mut landed[simple..n] {
             let wc = wc.take();
             self.dispatch_one(WrId(wc.wr_id), &wc, &mut sink);
@@ -357,8 +355,13 @@ impl CqInner {
                 drop(index);
             }
         }
-        state.deferred.extend(state.credit_waiters.drain(..).map(Later::Wake));
-        state.set_quiet(state.zombies.is_empty() && state.parked.is_empty());
+        // Those who wait look for themselves: woken for nothing, each would wake the others.
+        if self.has_credit() {
+            state.deferred.extend(state.credit_waiters.drain(..).map(Later::Wake));
+        }
+        state.set_quiet(
+            state.zombies.is_empty() && state.parked.is_empty() && state.credit_waiters.is_empty(),
+        );
         if !state.deferred.is_empty() {
             let list = std::mem::take(&mut state.deferred);
             drop(guard);
@@ -404,7 +407,8 @@ impl CqInner {
         let state = &mut *guard;
         let mut sink = Parking::new(&mut state.parked, &mut state.deferred);
         let mut count = queue.reclaim(&mut sink);
-        if destroyed {
+        // After a reset, what it posts next and the old completions may be more than its depth: one that kept its places counts, too.
+        if destroyed || count > 0 {
             self.return_credits(queue.unprepay(&mut post, count));
         }
         post.set_unsignaled(0);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -232,6 +232,8 @@ pub struct WorkQueue {
     /// 0 while the queue's whole depth is reserved on its completion queue: then a slot is as good as a credit. Else 1,
     /// the credits that a work request holds. Changed with `post` and the completion queue locked.
     unpaid: AtomicU32,
+    /// It keeps its places on its completion queue.
+    is_kept: AtomicBool,
     /// What a completion has to see to besides its slot: 0 in the common case. `WANTED`, and the number of
     /// unsignalled sends in flight times `UNSIGNALED`.
     special: AtomicU32,
@@ -288,6 +290,7 @@ impl WorkQueue {
             slots,
             owner,
             unpaid: AtomicU32::new(u32::from(!owner.is_null())),
+            is_kept: AtomicBool::new(false),
             special: AtomicU32::new(0),
             more: (0..cells).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
             max_sge,
@@ -428,6 +431,15 @@ impl WorkQueue {
     pub(crate) fn set_prepaid(&self, post: &mut PostState) {
         self.unpaid.store(0, Ordering::Relaxed);
         post.set_prepaid(true);
+    }
+
+    /// It keeps its reservation also when others come to count. The caller holds the lock of the completion queue; the queue is new.
+    pub(crate) fn set_kept(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Relaxed)
     }
 
     /// Credits that were reserved and are in no use: the queue counts from now on. The caller holds the lock of the

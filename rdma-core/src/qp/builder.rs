@@ -26,6 +26,7 @@ pub struct QueuePairBuilder<'a, T: Transport> {
     recv_cq: &'a CompletionQueue,
     srq: Option<&'a SharedReceiveQueue>,
     cap: QueuePairCapacity,
+    keeps_receives: bool,
     transport: PhantomData<fn() -> T>,
 }
 
@@ -45,7 +46,15 @@ impl ProtectionDomain {
     ) -> QueuePairBuilder<'a, T> {
         let cap =
             QueuePairCapacity { max_send: 64, max_recv: 64, max_send_sge: 1, max_recv_sge: 1, max_inline: 0 };
-        QueuePairBuilder { pd: self, send_cq, recv_cq, srq: None, cap, transport: PhantomData }
+        QueuePairBuilder {
+            pd: self,
+            send_cq,
+            recv_cq,
+            srq: None,
+            cap,
+            keeps_receives: false,
+            transport: PhantomData,
+        }
     }
 }
 
@@ -80,6 +89,15 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         self
     }
 
+    /// Keeps a place of the receive completion queue for each receive for as long as the pair lives, or until it is reset with receives in
+    /// flight. Without it, queue pairs that share a completion queue which is too small for all of them share its places, too: then
+    /// the sends of one may leave no place for the receives of another, which they wait for. Without effect with a shared receive queue,
+    /// whose pairs do so always.
+    pub fn keep_receives(mut self) -> Self {
+        self.keeps_receives = true;
+        self
+    }
+
     /// Takes receives from `srq`.
     pub fn shared_receive_queue(mut self, srq: &'a SharedReceiveQueue) -> Self {
         self.srq = Some(srq);
@@ -90,8 +108,8 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for objects of different contexts, [`Error::InUse`] when `recv_cq` has no room to reserve
-    /// the depth of the shared receive queue, and what `ibv_create_qp` says.
+    /// [`Error::Invalid`] for objects of different contexts, [`Error::InUse`] when `recv_cq` has no room now to reserve
+    /// the depth of the shared receive queue, or of one that is to [keep](Self::keep_receives) its places, and what `ibv_create_qp` says.
     pub fn build(self) -> Result<QueuePair<T, Reset>, Error> {
         let context = &self.pd.inner.context;
         let (send_cq, recv_cq) = (&self.send_cq.inner, &self.recv_cq.inner);
@@ -109,13 +127,17 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         let too_many = || Error::InUse { what: "all of the context's work queue numbers" };
         let sq_index = context.queues.reserve().ok_or_else(too_many)?;
         let rq_index = context.queues.reserve().ok_or_else(too_many)?;
-        let reserved = srq.as_ref().map_or(0, |srq| srq.queue.depth());
+        let asked = self.cap;
+        let reserved = match &srq {
+            Some(srq) => srq.queue.depth(),
+            None if self.keeps_receives => asked.max_recv.min(MAX_DEPTH),
+            None => 0,
+        };
         if reserved > 0 && !recv_cq.reserve_credits(reserved) {
             return Err(Error::InUse {
-                what: "too many credits of the receive completion queue: it must have room for the shared receive queue's depth",
+                what: "too many credits of the receive completion queue: it must have room for all receives of the queue that keeps places",
             });
         }
-        let asked = self.cap;
         let mut attr = ibv_qp_init_attr {
             qp_context: std::ptr::null_mut(),
             send_cq: send_cq.ptr.as_ptr(),
@@ -156,7 +178,12 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             None => {
                 let kind = Kind::Recv(Arc::clone(recv_cq));
                 let rq = queue(rq_index, kind, capacity.max_recv, capacity.max_recv_sge);
-                rq.prepay();
+                if self.keeps_receives {
+                    recv_cq.return_credits(reserved - capacity.max_recv);
+                    recv_cq.keep(&rq);
+                } else {
+                    rq.prepay();
+                }
                 context.queues.insert(&rq);
                 rq
             }
@@ -171,10 +198,10 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             capacity,
             sq,
             rq,
-            srq,
             send_cq: Arc::clone(send_cq),
             recv_cq: Arc::clone(recv_cq),
-            reserved,
+            reserved: if srq.is_some() { reserved } else { 0 },
+            srq,
             shared: SharedReceives::default(),
             health,
             groups: parking_lot::Mutex::default(),
