@@ -1,10 +1,11 @@
 //! Devices and contexts: list, open, close.
 
+use std::collections::BTreeSet;
 use std::ffi::{c_char, c_int};
 use std::mem::offset_of;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use verbs_sys::inline::ABI_EXTENDED;
 use verbs_sys::*;
@@ -24,6 +25,14 @@ pub(crate) struct ContextData {
     pub(crate) async_events: Arc<AsyncEvents>,
     /// Objects that were created on it and live.
     pub(crate) objects: Arc<AtomicUsize>,
+    /// What its protection domains are compared by.
+    domains: Mutex<BTreeSet<u32>>,
+}
+
+impl ContextData {
+    pub(crate) fn domains(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 type Context = Object<verbs_context, ContextData>;
@@ -117,7 +126,8 @@ pub(crate) unsafe extern "C" fn open_device(device: *mut ibv_device) -> *mut ibv
         Err(e) => return null(e.raw_os_error().unwrap_or(libc::EMFILE)),
     };
     let verbs = tables(device, async_events.fd());
-    let data = ContextData { device: handle, async_events, objects: Arc::default() };
+    let data =
+        ContextData { device: handle, async_events, objects: Arc::default(), domains: Mutex::default() };
     let verbs = Context::allocate(verbs, data);
     verbs.wrapping_byte_add(offset_of!(verbs_context, context)).cast()
 }
@@ -159,11 +169,13 @@ fn tables(device: *mut ibv_device, async_fd: c_int) -> verbs_context {
     verbs
 }
 
-/// `man ibv_close_device`. Objects that the program left behind keep what they need, the device open among
-/// it, until the process ends; the kernel would destroy them, but here the program has their memory.
+/// `man ibv_close_device`. The kernel destroys what the program left behind. Here the program has the memory
+/// of it, so that the objects stay, with what they need, until they are destroyed; but none works any more.
 pub(crate) unsafe extern "C" fn close_device(context: *mut ibv_context) -> c_int {
     // SAFETY: the caller passes a live context.
-    if unsafe { context_data(context) }.objects.load(Ordering::Acquire) > 0 {
+    let data = unsafe { context_data(context) };
+    if data.objects.load(Ordering::Acquire) > 0 {
+        data.device.withdraw(&data.async_events, &data.domains());
         return 0;
     }
     let verbs = context.wrapping_byte_sub(offset_of!(verbs_context, context)).cast();

@@ -58,6 +58,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
     let id = NEXT.fetch_add(1, Ordering::Relaxed);
+    data.domains().insert(id);
     Pd::allocate(
         ibv_pd { context, handle: id },
         DomainData {
@@ -75,6 +76,12 @@ pub(crate) unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
     // Objects count on the domain that they compare with, so a parent domain is never busy itself.
     if data.below.is_none() && load(&data.domain.users) > 0 {
         return libc::EBUSY;
+    }
+    if data.below.is_none() {
+        // SAFETY: a live protection domain's context is live.
+        let context = unsafe { (*pd).context };
+        // SAFETY: as above.
+        unsafe { context_data(context) }.domains().remove(&data.domain.id);
     }
     // SAFETY: as above, and the caller uses it no more.
     drop(unsafe { Pd::free(pd) });

@@ -3,6 +3,7 @@
 //! One lock guards the table, and every copy happens under its read side: when a deregistration
 //! returns, no thread touches the memory any more. It is sharded: each reader locks a cache line of its own.
 
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use bitflags::bitflags;
@@ -118,6 +119,9 @@ pub(crate) enum RemoveError {
     Bound,
 }
 
+/// No queue pair has this protection domain.
+const NO_DOMAIN: u32 = 0;
+
 /// All regions and windows of a device.
 #[derive(Debug)]
 pub(crate) struct MemoryTable(ShardedLock<Table>);
@@ -213,6 +217,23 @@ impl MemoryTable {
                 Ok(())
             }
             _ => Err(RemoveError::Unknown),
+        }
+    }
+
+    /// What belongs to these protection domains is accessible to nobody from now on. Its keys stay taken until it is
+    /// removed.
+    pub(crate) fn withdraw(&self, domains: &BTreeSet<u32>) {
+        for entry in self.write().values_mut() {
+            // A window and the region that it is bound to are of one domain.
+            match &mut entry.object {
+                Object::Region { region, windows } if domains.contains(&region.pd) => {
+                    (region.pd, *windows) = (NO_DOMAIN, 0);
+                }
+                Object::Window(window) if domains.contains(&window.pd) => {
+                    (window.pd, window.bound) = (NO_DOMAIN, None);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -546,6 +567,26 @@ mod tests {
         assert!(table.write_remote(ME, rkey, start + 8, &[7; 8]).is_err());
         assert_eq!(table.remove_region(lkey), Ok(()));
         assert_eq!(table.remove_window(first), Ok(()));
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_accessible_to_nobody_and_can_be_removed() {
+        let mut memory = [0; 4];
+        let (table, key, start) = table(&mut memory, Access::all());
+        let other = table.add_region(Region { pd: 2, ..table.region(key).unwrap() }).unwrap();
+        let window = table.add_window(1, WindowType::One).unwrap();
+        let rkey = window ^ 1;
+        let access = Access::REMOTE_WRITE.bits();
+        let bind = BindRequest { window: window >> 8, rkey, lkey: key, access, addr: start, length: 8 };
+        table.bind(ME, &bind).unwrap();
+        table.withdraw(&BTreeSet::from([1]));
+        for rkey in [key, rkey] {
+            assert!(table.write_remote(ME, rkey, start, &[7; 8]).is_err());
+        }
+        let sge = Sge { addr: start, length: 8, lkey: key };
+        assert!(table.scatter(1, &[sge], 0, &[1]).is_err());
+        assert!(table.write_remote(Accessor { pd: 2, ..ME }, other, start, &[7; 8]).is_ok());
+        assert_eq!((table.remove_region(key), table.remove_window(window)), (Ok(()), Ok(())));
     }
 
     /// RDMA/rxe: Check PDs for memory window binds

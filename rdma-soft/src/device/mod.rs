@@ -32,6 +32,7 @@ mod requests;
 mod scratch;
 mod settings;
 mod slab;
+mod withdraw;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -135,6 +135,15 @@ impl Multicast {
         groups.members.len() < before
     }
 
+    /// Detaches a queue pair from all its groups.
+    pub(crate) fn detach_all(&self, qp: &Arc<QueuePair>) {
+        let is_member = |(group, member): &([u8; 16], Arc<_>)| Arc::ptr_eq(member, qp).then_some(*group);
+        let groups: Vec<_> = self.read().members.iter().filter_map(is_member).collect();
+        for group in groups {
+            self.detach(group, qp);
+        }
+    }
+
     /// Whether the queue pair is attached to any group.
     pub(crate) fn has(&self, qp: &Arc<QueuePair>) -> bool {
         self.read().members.iter().any(|(_, member)| Arc::ptr_eq(member, qp))

@@ -52,6 +52,11 @@ impl<T, const BITS: u32> Slab<T, BITS> {
         self.slots.iter().flatten().map(|(_, value)| value)
     }
 
+    /// All entries to change, in no order.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().flatten().map(|(_, value)| value)
+    }
+
     /// Adds what `make` builds for a new key that `allowed` accepts.
     pub(crate) fn insert_with(
         &mut self,
