@@ -77,3 +77,77 @@ fn a_closed_context_leaves_its_multicast_groups() {
     assert_eq!(unsafe { (v().ibv_attach_mcast)(end.qp, &gid, 0) }, 0);
     Closed::new(end).destroy();
 }
+
+fn address_handle(pd: *mut ibv_pd, to: Address) -> *mut ibv_ah {
+    let mut attr: ibv_ah_attr = zeroed();
+    (attr.is_global, attr.port_num, attr.grh.sgid_index) = (1, 1, 1);
+    attr.grh.dgid.raw = to.gid;
+    let ah = unsafe { (v().ibv_create_ah)(pd, &mut attr) };
+    assert!(!ah.is_null());
+    ah
+}
+
+/// Puts a datagram queue pair with `ibv_wr_send` in the place of the one that `end` has.
+fn with_built_requests(end: &mut End) {
+    let mut init: ibv_qp_init_attr_ex = zeroed();
+    (init.send_cq, init.recv_cq, init.pd) = (end.cq, end.cq, end.pd);
+    init.qp_type = ibv_qp_type::IBV_QPT_UD;
+    init.cap = ibv_qp_cap { max_send_wr: 8, max_recv_wr: 8, max_send_sge: 1, max_recv_sge: 1, ..zeroed() };
+    init.comp_mask = ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_PD.0
+        | ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_SEND_OPS_FLAGS.0;
+    init.send_ops_flags = ibv_qp_create_send_ops_flags::IBV_QP_EX_WITH_SEND.0.into();
+    unsafe {
+        assert_eq!((v().ibv_destroy_qp)(end.qp), 0);
+        end.qp = ibv_create_qp_ex(end.context, &mut init);
+    }
+    assert!(!end.qp.is_null(), "errno {}", errno());
+}
+
+/// `rxe_get_av` of the kernel's Soft-RoCE.
+#[test]
+fn an_address_handle_serves_queue_pairs_of_its_domain() {
+    let ud = Options { qp_type: ibv_qp_type::IBV_QPT_UD, ..Options::default() };
+    for built in [false, true] {
+        let (mut a, b) = (End::new(ud), End::new(ud));
+        if built {
+            with_built_requests(&mut a);
+        }
+        a.connect(b.address());
+        b.connect(a.address());
+        let to = b.address();
+        let send = |ah| unsafe {
+            if !built {
+                return a.post(1, Op::IBV_WR_SEND, 0, 8, |wr| {
+                    (wr.wr.ud.ah, wr.wr.ud.remote_qpn, wr.wr.ud.remote_qkey) = (ah, to.qp_num, 0x1111_1111);
+                });
+            }
+            let (qp, sge) = (v().ibv_qp_to_qp_ex.unwrap()(a.qp), a.sge(0, 8));
+            (*qp).wr_start.unwrap()(qp);
+            (*qp).wr_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
+            (*qp).wr_send.unwrap()(qp);
+            (*qp).wr_set_ud_addr.unwrap()(qp, ah, to.qp_num, 0x1111_1111);
+            (*qp).wr_set_sge.unwrap()(qp, sge.lkey, sge.addr, sge.length);
+            (*qp).wr_complete.unwrap()(qp)
+        };
+        assert_eq!((b.post_recv(1, 0, 100), b.post_recv(2, 0, 100)), (0, 0));
+        unsafe {
+            let other = (v().ibv_alloc_pd)(a.context);
+            let mut attr = ibv_parent_domain_init_attr { pd: a.pd, ..zeroed() };
+            let parent = ibv_alloc_parent_domain(a.context, &mut attr);
+            let [own, same, foreign] = [a.pd, parent, other].map(|pd| address_handle(pd, to));
+            for ah in [own, same] {
+                assert_eq!(send(ah), 0);
+                a.wait_success();
+                b.wait_success();
+            }
+            assert_eq!(send(foreign), 0);
+            assert_eq!(a.wait().status, Status::IBV_WC_LOC_QP_OP_ERR);
+            for ah in [own, same, foreign] {
+                assert_eq!((v().ibv_destroy_ah)(ah), 0);
+            }
+            for pd in [parent, other] {
+                assert_eq!((v().ibv_dealloc_pd)(pd), 0);
+            }
+        }
+    }
+}

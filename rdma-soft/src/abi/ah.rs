@@ -18,7 +18,7 @@ const ADDRESS_INDEX: u8 = 1;
 /// Our part of an address handle.
 pub(crate) struct AhData {
     pub(crate) destination: Destination,
-    _domain: DomainUse,
+    pub(crate) domain: DomainUse,
     _counted: Counted,
 }
 
@@ -75,7 +75,7 @@ pub(crate) unsafe extern "C" fn create_ah(pd: *mut ibv_pd, attr: *mut ibv_ah_att
         ..Destination::default()
     };
     let c = ibv_ah { context, pd, handle: 0 };
-    Ah::allocate(c, AhData { destination, _domain: DomainUse::new(&domain.domain), _counted: counted })
+    Ah::allocate(c, AhData { destination, domain: DomainUse::new(&domain.domain), _counted: counted })
 }
 
 pub(crate) unsafe extern "C" fn destroy_ah(ah: *mut ibv_ah) -> c_int {

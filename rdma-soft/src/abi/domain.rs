@@ -25,6 +25,11 @@ impl DomainUse {
         domain.users.fetch_add(1, Ordering::AcqRel);
         DomainUse(Arc::clone(domain))
     }
+
+    /// What the domain is compared by.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id
+    }
 }
 
 impl Drop for DomainUse {

@@ -6,7 +6,7 @@ use std::slice;
 use verbs_sys::*;
 
 use super::{ah, mw, qp};
-use crate::device::{Poster, ReceiveError};
+use crate::device::{Poster, QueuePair, ReceiveError};
 use crate::proto::{Data, Destination, PostError, SendFlags, SendOperation, SendRequest, Sge};
 use crate::wire::Transport;
 
@@ -119,18 +119,18 @@ unsafe fn operation(wr: &ibv_send_wr) -> Result<SendOperation, c_int> {
 ///
 /// # Safety
 ///
-/// `wr` is a valid request for a queue pair of this transport.
-unsafe fn post_one(transport: Transport, wr: &ibv_send_wr, poster: &mut Poster<'_>) -> Result<(), c_int> {
+/// `wr` is a valid request for this queue pair.
+unsafe fn post_one(qp: &QueuePair, wr: &ibv_send_wr, poster: &mut Poster<'_>) -> Result<(), c_int> {
     // SAFETY: the caller's promise.
     let operation = unsafe { operation(wr) }?;
     // SAFETY: as above.
     let elements = unsafe { sges(wr.sg_list, wr.num_sge) }?;
-    let destination = match transport {
+    let destination = match qp.transport {
         Transport::Ud => {
             // SAFETY: a request to a datagram queue pair has its address there.
             let ud = unsafe { wr.wr.ud };
             // SAFETY: with a live address handle.
-            Some(unsafe { destination(ud.ah, ud.remote_qpn, ud.remote_qkey) }?)
+            Some(unsafe { destination(qp.pd, ud.ah, ud.remote_qpn, ud.remote_qkey) }?)
         }
         _ => None,
     };
@@ -168,18 +168,24 @@ fn collect<const N: usize>(room: &mut [Sge; N], elements: impl ExactSizeIterator
     &room[..count]
 }
 
-/// Where a datagram goes.
+/// Where a datagram of a queue pair with protection domain `pd` goes.
 ///
 /// # Safety
 ///
 /// `ah` is a live address handle or null.
-pub(crate) unsafe fn destination(handle: *mut ibv_ah, qp_num: u32, qkey: u32) -> Result<Destination, c_int> {
+pub(crate) unsafe fn destination(
+    pd: u32,
+    handle: *mut ibv_ah,
+    qp_num: u32,
+    qkey: u32,
+) -> Result<Destination, c_int> {
     if handle.is_null() {
         return Err(libc::EINVAL);
     }
     // SAFETY: the caller's promise.
-    let base = unsafe { ah::data(handle) }.destination;
-    Ok(Destination { qp_num: qp_num & 0xff_ffff, qkey, ..base })
+    let handle = unsafe { ah::data(handle) };
+    let is_foreign = handle.domain.id() != pd;
+    Ok(Destination { qp_num: qp_num & 0xff_ffff, qkey, is_foreign, ..handle.destination })
 }
 
 pub(crate) unsafe extern "C" fn post_send(
@@ -195,7 +201,7 @@ pub(crate) unsafe extern "C" fn post_send(
             // SAFETY: the caller passes a list of valid work requests.
             let request = unsafe { &*wr };
             // SAFETY: as above.
-            if let Err(errno) = unsafe { post_one(data.qp.transport, request, poster) } {
+            if let Err(errno) = unsafe { post_one(&data.qp, request, poster) } {
                 result = errno;
                 return;
             }

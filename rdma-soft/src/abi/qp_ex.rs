@@ -187,8 +187,10 @@ unsafe extern "C" fn wr_bind_mw(
 }
 
 unsafe extern "C" fn wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, remote_qpn: u32, remote_qkey: u32) {
-    // SAFETY: the caller passes a live address handle.
-    let to = unsafe { destination(ah, remote_qpn, remote_qkey) };
+    // SAFETY: the caller passes a live queue pair.
+    let pd = unsafe { Qp::data(qp) }.qp.pd;
+    // SAFETY: and a live address handle.
+    let to = unsafe { destination(pd, ah, remote_qpn, remote_qkey) };
     let set = |builder: &mut Requests| match (to, builder.requests.last_mut()) {
         (Ok(to), Some(request)) => request.destination = Some(to),
         _ => builder.error = libc::EINVAL,

@@ -201,9 +201,7 @@ impl QueuePair {
                 _ if wqe.wants_response() && self.attributes.max_rd_atomic == 0 => {
                     Some(Status::LocalQpOperation)
                 }
-                _ if self.transport == Transport::Ud && wqe.length > self.attributes.path_mtu.bytes() => {
-                    Some(Status::LocalLength)
-                }
+                _ if self.transport == Transport::Ud => self.datagram_error(position),
                 _ => None,
             };
         }
@@ -216,6 +214,15 @@ impl QueuePair {
             self.retire(host);
         }
         true
+    }
+
+    /// Why a datagram cannot be sent.
+    fn datagram_error(&self, position: u32) -> Option<Status> {
+        if self.sq.destination(position).is_some_and(|to| to.is_foreign) {
+            return Some(Status::LocalQpOperation);
+        }
+        let is_too_long = self.sq.wqe(position).length > self.attributes.path_mtu.bytes();
+        is_too_long.then_some(Status::LocalLength)
     }
 
     /// How many PSNs the next packet takes, or `None` if it must wait for acknowledgements.

@@ -146,6 +146,8 @@ pub struct Destination {
     pub service_level: u8,
     /// Index of the source GID, for the host alone.
     pub sgid_index: u8,
+    /// The address is of another protection domain than the queue pair: the request fails.
+    pub is_foreign: bool,
     /// Queue pair of the peer.
     pub qp_num: Qpn,
     /// Queue key; if its highest bit is set the queue pair's own is sent instead (clause 10.2.5).
