@@ -336,6 +336,52 @@ fn windows_open_and_close() {
     unsafe { assert_eq!(ibv_dealloc_mw(mw), 0) };
 }
 
+/// `man ibv_bind_mw`, `man ibv_post_send`: each type of window is bound in its own way.
+#[test]
+fn a_window_is_bound_as_its_type_says() {
+    let mut end = End::new(Options::default());
+    let mut init: ibv_qp_init_attr_ex = zeroed();
+    (init.send_cq, init.recv_cq, init.pd) = (end.cq, end.cq, end.pd);
+    init.qp_type = ibv_qp_type::IBV_QPT_RC;
+    init.cap = ibv_qp_cap { max_send_wr: 8, max_recv_wr: 8, ..zeroed() };
+    init.comp_mask = ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_PD.0
+        | ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_SEND_OPS_FLAGS.0;
+    init.send_ops_flags = ibv_qp_create_send_ops_flags::IBV_QP_EX_WITH_BIND_MW.0.into();
+    unsafe {
+        assert_eq!((v().ibv_destroy_qp)(end.qp), 0);
+        end.qp = ibv_create_qp_ex(end.context, &mut init);
+        assert!(!end.qp.is_null(), "errno {}", errno());
+        end.connect(end.address());
+        let qp = v().ibv_qp_to_qp_ex.unwrap()(end.qp);
+        let info = ibv_mw_bind_info { mr: end.mr, addr: end.address().va, length: 8, mw_access_flags: 0 };
+        let types = [ibv_mw_type::IBV_MW_TYPE_1, ibv_mw_type::IBV_MW_TYPE_2];
+        let [one, two] = types.map(|mw_type| ibv_alloc_mw(end.pd, mw_type));
+        let post = |mw: *mut ibv_mw| {
+            end.post(1, Op::IBV_WR_BIND_MW, 0, 0, |wr| {
+                wr.num_sge = 0;
+                let bind = &mut wr.__bindgen_anon_2.bind_mw;
+                (bind.mw, bind.rkey, bind.bind_info) = (mw, (*mw).rkey ^ 1, info);
+            })
+        };
+        let build = |mw: *mut ibv_mw| {
+            (*qp).wr_start.unwrap()(qp);
+            (*qp).wr_bind_mw.unwrap()(qp, mw, (*mw).rkey ^ 1, &info);
+            (*qp).wr_complete.unwrap()(qp)
+        };
+        let bind = |mw| {
+            let mut bind = ibv_mw_bind { wr_id: 1, send_flags: 0, bind_info: info };
+            (*end.context).ops.bind_mw.unwrap()(end.qp, mw, &mut bind)
+        };
+        assert_eq!((post(one), build(one), bind(two)), (libc::EINVAL, libc::EINVAL, libc::EINVAL));
+        assert_eq!(bind(one), 0);
+        assert_eq!(post(two), 0);
+        assert_eq!(end.wait_success().opcode, ibv_wc_opcode::IBV_WC_BIND_MW);
+        for mw in [one, two] {
+            assert_eq!(ibv_dealloc_mw(mw), 0);
+        }
+    }
+}
+
 #[test]
 fn draining_a_send_queue_says_so() {
     let (a, b) = pair(Options::default());

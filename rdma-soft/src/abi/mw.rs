@@ -15,6 +15,7 @@ use crate::proto::{BindRequest, Data, PostError, SendFlags, SendOperation, SendR
 /// Our part of a memory window.
 pub(crate) struct MwData {
     device: Arc<Handle>,
+    window_type: WindowType,
     _domain: DomainUse,
     _counted: Counted,
 }
@@ -39,7 +40,12 @@ pub(crate) unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type) -> 
     let c = ibv_mw { context, pd, rkey, handle: rkey >> 8, type_: kind };
     Mw::allocate(
         c,
-        MwData { device: Arc::clone(&data.device), _domain: DomainUse::new(&data.domain), _counted: counted },
+        MwData {
+            device: Arc::clone(&data.device),
+            window_type,
+            _domain: DomainUse::new(&data.domain),
+            _counted: counted,
+        },
     )
 }
 
@@ -54,17 +60,33 @@ pub(crate) unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {
     }
 }
 
-/// What a bind says, for the send queue.
+/// What a work request that binds says: of type 2 windows only.
 ///
 /// # Safety
 ///
-/// `mw` is a live window, and the region in `info` is live or null.
+/// `mw` is a live window or null, and the region in `info` is live or null.
 pub(crate) unsafe fn bind_request(
     mw: *mut ibv_mw,
     rkey: u32,
     info: &ibv_mw_bind_info,
 ) -> Result<BindRequest, c_int> {
-    if mw.is_null() {
+    // SAFETY: the caller's promise.
+    unsafe { bind_request_of(WindowType::Two, mw, rkey, info) }
+}
+
+/// What a bind of a window of this type says, for the send queue.
+///
+/// # Safety
+///
+/// As [`bind_request`].
+unsafe fn bind_request_of(
+    window_type: WindowType,
+    mw: *mut ibv_mw,
+    rkey: u32,
+    info: &ibv_mw_bind_info,
+) -> Result<BindRequest, c_int> {
+    // SAFETY: the caller's promise.
+    if mw.is_null() || unsafe { Mw::data(mw) }.window_type != window_type {
         return Err(libc::EINVAL);
     }
     // SAFETY: the caller's promise.
@@ -74,14 +96,14 @@ pub(crate) unsafe fn bind_request(
     Ok(BindRequest { window, rkey, lkey, access: info.mw_access_flags, addr: info.addr, length: info.length })
 }
 
-/// `man ibv_bind_mw`: a type 1 window gets a new key, and the bind goes through the send queue.
+/// `man ibv_bind_mw`: a type 1 window, and no other, gets a new key, and the bind goes through the send queue.
 pub(crate) unsafe extern "C" fn bind_mw(qp: *mut ibv_qp, mw: *mut ibv_mw, bind: *mut ibv_mw_bind) -> c_int {
     // SAFETY: the caller passes a valid bind.
     let bind = unsafe { &*bind };
     // SAFETY: and a live window.
     let rkey = verbs_sys::inline::ibv_inc_rkey(unsafe { (*mw).rkey });
     // SAFETY: as above, and a live region or none.
-    let request = match unsafe { bind_request(mw, rkey, &bind.bind_info) } {
+    let request = match unsafe { bind_request_of(WindowType::One, mw, rkey, &bind.bind_info) } {
         Ok(request) => request,
         Err(errno) => return errno,
     };
