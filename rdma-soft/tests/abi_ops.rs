@@ -299,6 +299,22 @@ fn a_shared_receive_queue_serves_its_pairs_and_warns() {
     }
 }
 
+/// `man ibv_create_srq`: the limit is irrelevant there.
+#[test]
+fn a_shared_receive_queue_begins_without_a_limit() {
+    let end = End::new(Options::default());
+    let attr = ibv_srq_attr { max_wr: 8, max_sge: 1, srq_limit: 9 };
+    let mut init = ibv_srq_init_attr { srq_context: ptr::null_mut(), attr };
+    unsafe {
+        let srq = (v().ibv_create_srq)(end.pd, &mut init);
+        assert!(!srq.is_null(), "errno {}", errno());
+        let mut attr: ibv_srq_attr = zeroed();
+        assert_eq!((v().ibv_query_srq)(srq, &mut attr), 0);
+        assert_eq!((attr.max_wr, attr.max_sge, attr.srq_limit), (8, 1, 0));
+        assert_eq!((v().ibv_destroy_srq)(srq), 0);
+    }
+}
+
 #[test]
 fn windows_open_and_close() {
     let (mut a, b) = pair(Options::default());

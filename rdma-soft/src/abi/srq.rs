@@ -32,15 +32,12 @@ pub(crate) unsafe fn data<'a>(srq: *mut ibv_srq) -> &'a SrqData {
     unsafe { Srq::data(srq) }
 }
 
+/// `man ibv_create_srq`: the limit means nothing here, and the queue warns once `ibv_modify_srq` set one.
 pub(crate) unsafe extern "C" fn create_srq(pd: *mut ibv_pd, init: *mut ibv_srq_init_attr) -> *mut ibv_srq {
     // SAFETY: the caller passes valid attributes.
     let init = unsafe { &mut *init };
     let attr = &mut init.attr;
-    if attr.max_wr == 0
-        || attr.max_wr > MAX_SRQ_WR
-        || attr.max_sge > MAX_SRQ_SGE
-        || attr.srq_limit > attr.max_wr
-    {
+    if attr.max_wr == 0 || attr.max_wr > MAX_SRQ_WR || attr.max_sge > MAX_SRQ_SGE {
         return null(libc::EINVAL);
     }
     attr.max_sge = attr.max_sge.max(1);
@@ -54,10 +51,10 @@ pub(crate) unsafe extern "C" fn create_srq(pd: *mut ibv_pd, init: *mut ibv_srq_i
     c.context = context;
     c.srq_context = init.srq_context;
     c.pd = pd;
-    let (depth, max_sge, limit) = (attr.max_wr as usize, attr.max_sge as usize, attr.srq_limit as usize);
+    let (depth, max_sge) = (attr.max_wr as usize, attr.max_sge as usize);
     let made: Result<_, std::convert::Infallible> = Srq::create(c, |identity| {
         let events = Arc::clone(&context_data.async_events);
-        let queue = SharedReceiveQueue::new(depth, max_sge, limit, domain.domain.id, identity, events);
+        let queue = SharedReceiveQueue::new(depth, max_sge, 0, domain.domain.id, identity, events);
         Ok(SrqData {
             queue: Arc::new(queue),
             _domain: DomainUse::new(&domain.domain),
