@@ -201,6 +201,36 @@ fn a_local_key_that_is_wrong_completes_with_a_protection_error() {
     assert_eq!(a.wait().status, Status::IBV_WC_LOC_PROT_ERR);
 }
 
+/// `man ibv_query_port`: `max_msg_sz`.
+#[test]
+fn a_message_is_as_long_as_the_port_says_and_no_longer() {
+    let longest = {
+        let context = open();
+        let mut attr: ibv_port_attr = zeroed();
+        unsafe {
+            assert_eq!(ibv_query_port_ex(context, 1, &mut attr), Some(0));
+            assert_eq!((v().ibv_close_device)(context), 0);
+        }
+        attr.max_msg_sz
+    };
+    // The key shows that the memory was looked for.
+    for (length, expected) in
+        [(longest, Status::IBV_WC_LOC_PROT_ERR), (longest + 1, Status::IBV_WC_LOC_LEN_ERR)]
+    {
+        let (a, b) = pair(Options::default());
+        let mut sge = ibv_sge { length, lkey: 0, ..a.sge(0, 8) };
+        assert_eq!(
+            a.post(1, Op::IBV_WR_RDMA_WRITE, 0, 8, |wr| {
+                wr.sg_list = &mut sge;
+                wr.wr.rdma.remote_addr = b.address().va;
+                wr.wr.rdma.rkey = b.address().rkey;
+            }),
+            0
+        );
+        assert_eq!(a.wait().status, expected, "{length} bytes");
+    }
+}
+
 #[test]
 fn a_receiver_that_never_comes_ends_in_an_error() {
     let (a, _b) = pair(Options { rnr_retry: 1, ..Options::default() });

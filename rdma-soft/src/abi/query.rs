@@ -9,13 +9,12 @@ use super::context::context_data;
 use super::object::{minus_one, zeroed};
 use super::{cq, qp, srq};
 use crate::device::{Device, MAX_GROUPS, MAX_KEYS, MAX_MEMBERS, MAX_QUEUE_PAIRS, Moderation, eui64, mac_of};
+use crate::proto::MAX_MESSAGE;
 
 /// Every port attribute that depends on nothing follows the kernel's Soft-RoCE (`rxe_param.h`).
 pub(crate) const PORT: u8 = 1;
 /// Entries of the GID table; more than are in use, as everywhere.
 pub(crate) const GID_COUNT: usize = 16;
-/// The longest message, as on most adapters.
-pub(crate) const MAX_MESSAGE: u32 = 1 << 30;
 /// READ and atomic requests of a queue pair at a time, either way.
 pub(crate) const MAX_RD_ATOMIC: u8 = 128;
 const PKEY: u16 = 0xffff;

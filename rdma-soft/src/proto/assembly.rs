@@ -1,6 +1,6 @@
 //! The responder's inbound message, SEND or RDMA WRITE, packet by packet; RC and UC share it.
 
-use super::work::{MAX_MESSAGE, len32};
+use super::work::{MAX_WIRE_MESSAGE, len32};
 use super::{
     Completion, CompletionKind, CompletionOpcode, Counter, Host, ImmediateOrKey, QpAccess, ReceiveRequest,
     RemoteAccess, Status,
@@ -106,7 +106,7 @@ impl Assembly {
         let received = if let Message::Send { received } = self.message { received } else { 0 };
         let receive = self.receive(host).ok_or(Refusal::NotReady)?;
         let end = received.checked_add(len).ok_or(Refusal::ReceiveTooShort)?;
-        if u64::from(end) > receive.length || end > MAX_MESSAGE {
+        if u64::from(end) > receive.length || end > MAX_WIRE_MESSAGE {
             return Err(Refusal::ReceiveTooShort);
         }
         if len != 0 {
@@ -142,7 +142,7 @@ impl Assembly {
                 return Err(Refusal::NotEnabled);
             }
             let reth = packet.reth().ok_or(Refusal::Sequence)?;
-            if reth.dma_len > MAX_MESSAGE {
+            if reth.dma_len > MAX_WIRE_MESSAGE {
                 return Err(Refusal::Length);
             }
             // A message without data touches no memory, so its key is not checked (clause 9.7.4.1.5).

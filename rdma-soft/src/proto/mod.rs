@@ -42,6 +42,6 @@ pub use queue_pair::{ModifyError, PacketMeta, QueuePair};
 pub use time::Time;
 pub use transmit::{Acks, MAX_PACKET_LEN, Transmit, TransmitKind};
 pub use work::{
-    Completion, CompletionKind, CompletionOpcode, Data, Destination, ImmediateOrKey, PostError,
+    Completion, CompletionKind, CompletionOpcode, Data, Destination, ImmediateOrKey, MAX_MESSAGE, PostError,
     ReceiveRequest, SendFlags, SendOperation, SendRequest, Sge, Status,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::assembly::{Assembly, Refusal, fail_receive};
 use super::resources::{Kind, Resources, Span};
 use super::transmit::{Writer, pad_of};
-use super::work::MAX_MESSAGE;
+use super::work::MAX_WIRE_MESSAGE;
 use super::{
     Acks, AtomicOp, Counter, Event, Host, QpAccess, QueuePair, RemoteAccess, State, Status, Time, Transmit,
     TransmitKind,
@@ -170,7 +170,7 @@ impl QueuePair {
         if !self.attributes.access.contains(QpAccess::REMOTE_READ) {
             return Err(Refusal::NotEnabled);
         }
-        if reth.dma_len > MAX_MESSAGE || !self.resp.resources.has_room() {
+        if reth.dma_len > MAX_WIRE_MESSAGE || !self.resp.resources.has_room() {
             return Err(Refusal::Length);
         }
         if reth.dma_len != 0 {

@@ -302,8 +302,11 @@ pub struct Completion {
     pub solicited: bool,
 }
 
-/// The longest message of a port (`max_msg_sz`).
-pub(super) const MAX_MESSAGE: u32 = 1 << 31;
+/// The longest message that is sent, as on most adapters (`max_msg_sz` of the port).
+pub const MAX_MESSAGE: u32 = 1 << 30;
+
+/// The longest message that a peer may send: the longest there is.
+pub(super) const MAX_WIRE_MESSAGE: u32 = 1 << 31;
 
 /// A length that is known to be small, as the type in which messages are measured.
 pub(super) fn len32(len: usize) -> u32 {
