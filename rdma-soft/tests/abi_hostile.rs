@@ -20,6 +20,7 @@ use rdma_soft::wire::{
     AethRepr, BthRepr, DethRepr, Icrc, Ipv4Repr, Opcode, PacketRepr, Psn, ROCE_V2_PORT, RethRepr, Syndrome,
     UdpRepr,
 };
+use verbs_sys::inline::ibv_query_port_ex;
 use verbs_sys::*;
 
 /// Somebody with a socket and an address.
@@ -153,6 +154,9 @@ fn hostile_packets_are_counted_by_their_reason_and_touch_nothing() {
     let datagram =
         |qkey| PacketRepr { deth: Some(DethRepr { qkey, src_qp: 5 }), ..PacketRepr::new(bth, &[1; 16]) };
     dropped_as("drop_qkey", || stranger.send(&datagram(0x2222_2222)));
+    let mut port: ibv_port_attr = zeroed();
+    assert_eq!(unsafe { ibv_query_port_ex(a.context, 1, &mut port) }, Some(0));
+    assert_eq!((port.bad_pkey_cntr, port.qkey_viol_cntr), (1, 1));
     dropped_as("drop_no_receive", || stranger.send(&datagram(0x1111_1111)));
     assert_eq!(datagrams.post_recv(1, 0, 55), 0);
     dropped_as("drop_length", || stranger.send(&datagram(0x1111_1111)));

@@ -9,7 +9,7 @@ use super::context::context_data;
 use super::object::{minus_one, zeroed};
 use super::{cq, qp, srq};
 use crate::device::{Device, MAX_GROUPS, MAX_KEYS, MAX_MEMBERS, MAX_QUEUE_PAIRS, Moderation, eui64, mac_of};
-use crate::proto::MAX_MESSAGE;
+use crate::proto::{Counter, MAX_MESSAGE};
 
 /// Every port attribute that depends on nothing follows the kernel's Soft-RoCE (`rxe_param.h`).
 pub(crate) const PORT: u8 = 1;
@@ -143,6 +143,10 @@ fn port_attr(device: &Device) -> ibv_port_attr {
     attr.port_cap_flags =
         ibv_port_cap_flags::IBV_PORT_CM_SUP.0 | ibv_port_cap_flags::IBV_PORT_IP_BASED_GIDS.0;
     attr.max_msg_sz = MAX_MESSAGE;
+    // Counters of a port stay at their highest value.
+    let count = |counter| u32::try_from(device.total(counter)).unwrap_or(u32::MAX);
+    attr.bad_pkey_cntr = count(Counter::DropPkey);
+    attr.qkey_viol_cntr = count(Counter::DropQkey);
     attr.pkey_tbl_len = 1;
     attr.max_vl_num = 1;
     attr.active_width = 1;

@@ -155,6 +155,10 @@ impl Counters {
         self.0.iter().map(|shard| shard[place].load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
     }
 
+    pub(crate) fn total(&self, counter: Counter) -> u64 {
+        self.sum(counter.index())
+    }
+
     /// How often threads of the program drove the device.
     pub(crate) fn drives(&self) -> u64 {
         self.sum(PROTO + DeviceCounter::Drives as usize)

@@ -69,7 +69,7 @@ use crate::net::{
     Capture, Envelope, Faults, IcrcCache, Local, OpenError, PCAP_VARIABLE, ReceiveBuffer, Socket, choose,
     send_groups_from, to_gid,
 };
-use crate::proto::{PathMtu, Time};
+use crate::proto::{Counter, PathMtu, Time};
 use crate::wire::ICRC_LEN;
 
 /// As many queue pairs may exist.
@@ -279,6 +279,11 @@ impl Device {
 
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
         self.counters.snapshot()
+    }
+
+    /// How often something happened at any of its queue pairs.
+    pub(crate) fn total(&self, counter: Counter) -> u64 {
+        self.counters.total(counter)
     }
 
     /// Adds a packet to the capture file, if there is one. `sealed`: its ICRC is there.
