@@ -151,3 +151,21 @@ fn an_address_handle_serves_queue_pairs_of_its_domain() {
         }
     }
 }
+
+#[test]
+fn domains_in_use_are_not_deallocated() {
+    let end = End::new(Options::default());
+    unsafe {
+        let td = ibv_alloc_td(end.context, &mut zeroed());
+        let mut attr = ibv_parent_domain_init_attr { pd: end.pd, td, ..zeroed() };
+        let parent = ibv_alloc_parent_domain(end.context, &mut attr);
+        assert!(!parent.is_null(), "errno {}", errno());
+        assert_eq!(ibv_dealloc_td(td), libc::EBUSY);
+        let mr = (v().ibv_reg_mr)(parent, end.memory.as_ptr().cast_mut().cast(), 8, 1);
+        assert!(!mr.is_null(), "errno {}", errno());
+        assert_eq!((v().ibv_dealloc_pd)(parent), libc::EBUSY);
+        assert_eq!((v().ibv_dereg_mr)(mr), 0);
+        assert_eq!((v().ibv_dealloc_pd)(parent), 0);
+        assert_eq!(ibv_dealloc_td(td), 0);
+    }
+}

@@ -184,13 +184,17 @@ pub(crate) unsafe extern "C" fn close_device(context: *mut ibv_context) -> c_int
     0
 }
 
-/// Counts an object of a context for as long as it lives.
+/// Counts something, an object of a context for instance, for as long as it lives.
 pub(crate) struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
     pub(crate) fn new(context: &ContextData) -> Self {
-        context.objects.fetch_add(1, Ordering::AcqRel);
-        Counted(Arc::clone(&context.objects))
+        Counted::by(&context.objects)
+    }
+
+    pub(crate) fn by(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Counted(Arc::clone(count))
     }
 }
 

@@ -44,11 +44,20 @@ pub(crate) struct DomainData {
     pub(crate) domain: Arc<Domain>,
     /// The domain below a parent domain.
     below: Option<DomainUse>,
+    /// The use of a parent domain's thread domain.
+    _thread: Option<Counted>,
+    _counted: Counted,
+}
+
+/// Our part of a thread domain.
+struct ThreadData {
+    /// Parent domains that have it.
+    users: Arc<AtomicUsize>,
     _counted: Counted,
 }
 
 pub(crate) type Pd = Object<ibv_pd, DomainData>;
-type Td = Object<ibv_td, Counted>;
+type Td = Object<ibv_td, ThreadData>;
 
 /// # Safety
 ///
@@ -70,6 +79,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
             device: Arc::clone(&data.device),
             domain: Arc::new(Domain { id, users: AtomicUsize::new(0) }),
             below: None,
+            _thread: None,
             _counted: Counted::new(data),
         },
     )
@@ -78,8 +88,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(context: *mut ibv_context) -> *mut ibv_
 pub(crate) unsafe extern "C" fn dealloc_pd(pd: *mut ibv_pd) -> c_int {
     // SAFETY: the caller passes a live protection domain.
     let data = unsafe { domain(pd) };
-    // Objects count on the domain that they compare with, so a parent domain is never busy itself.
-    if data.below.is_none() && load(&data.domain.users) > 0 {
+    if load(&data.domain.users) > 0 {
         return libc::EBUSY;
     }
     if data.below.is_none() {
@@ -109,16 +118,20 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
     if attr.comp_mask & !known != 0 {
         return null(libc::EOPNOTSUPP);
     }
+    // SAFETY: the caller passes live domains in the attributes.
+    let below = unsafe { domain(attr.pd) };
+    // SAFETY: as above, where there is one.
+    let thread = (!attr.td.is_null()).then(|| unsafe { Td::data(attr.td) });
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    // SAFETY: and a live protection domain in the attributes.
-    let below = unsafe { domain(attr.pd) };
     Pd::allocate(
         ibv_pd { context, handle: below.domain.id },
         DomainData {
             device: Arc::clone(&data.device),
-            domain: Arc::clone(&below.domain),
+            // It compares as the domain below, and is in use by itself.
+            domain: Arc::new(Domain { id: below.domain.id, users: AtomicUsize::new(0) }),
             below: Some(DomainUse::new(&below.domain)),
+            _thread: thread.map(|thread| Counted::by(&thread.users)),
             _counted: Counted::new(data),
         },
     )
@@ -134,11 +147,15 @@ pub(crate) unsafe extern "C" fn alloc_td(
     }
     // SAFETY: the caller passes a live context.
     let data = unsafe { context_data(context) };
-    Td::allocate(ibv_td { context }, Counted::new(data))
+    Td::allocate(ibv_td { context }, ThreadData { users: Arc::default(), _counted: Counted::new(data) })
 }
 
 pub(crate) unsafe extern "C" fn dealloc_td(td: *mut ibv_td) -> c_int {
-    // SAFETY: the caller passes a live thread domain and uses it no more.
+    // SAFETY: the caller passes a live thread domain.
+    if load(&unsafe { Td::data(td) }.users) > 0 {
+        return libc::EBUSY;
+    }
+    // SAFETY: as above, and the caller uses it no more.
     drop(unsafe { Td::free(td) });
     0
 }
