@@ -450,6 +450,32 @@ fn draining_a_send_queue_says_so() {
 }
 
 #[test]
+fn draining_again_says_so_only_if_asked_again() {
+    type M = ibv_qp_attr_mask;
+    let (a, _b) = pair(Options::default());
+    let mut attr: ibv_qp_attr = zeroed();
+    let mut event: ibv_async_event = zeroed();
+    unsafe {
+        let fd = (*a.context).async_fd;
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        assert_eq!(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK), 0);
+        for notify in [true, false, true] {
+            attr.qp_state = ibv_qp_state::IBV_QPS_SQD;
+            attr.en_sqd_async_notify = 1;
+            let asked = if notify { M::IBV_QP_EN_SQD_ASYNC_NOTIFY } else { ibv_qp_attr_mask(0) };
+            assert_eq!(a.modify(&mut attr, M::IBV_QP_STATE | asked), 0);
+            let said = (v().ibv_get_async_event)(a.context, &mut event) == 0;
+            assert_eq!(said, notify);
+            if said {
+                (v().ibv_ack_async_event)(&mut event);
+            }
+            attr.qp_state = ibv_qp_state::IBV_QPS_RTS;
+            assert_eq!(a.modify(&mut attr, M::IBV_QP_STATE), 0);
+        }
+    }
+}
+
+#[test]
 fn solicited_events_come_for_solicited_messages_only() {
     let (a, b) = pair(Options { events: true, ..Options::default() });
     assert_eq!((b.post_recv(1, 0, 100), b.post_recv(2, 0, 100)), (0, 0));

@@ -129,7 +129,11 @@ fn change(data: &qp::QpData, new: &ibv_qp_attr, mask: u32) -> Result<State, c_in
     if mask & required != required || mask & !(required | optional | STATE) != 0 {
         return Err(libc::EINVAL);
     }
-    let merged = merge(&attr, new, mask);
+    let mut merged = merge(&attr, new, mask);
+    // It is asked for with each transition to SQD anew.
+    if from != State::Sqd && mask & SQD_EVENT == 0 {
+        merged.en_sqd_async_notify = 0;
+    }
     check(data, &merged, mask)?;
     let peer = match mask & AV {
         0 => None,
