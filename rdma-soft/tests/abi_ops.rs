@@ -518,6 +518,9 @@ fn memory_that_is_not_there_is_not_registered() {
         let nothing = (v().ibv_reg_mr)(end.pd, ptr::without_provenance_mut(4096), 4096, 1);
         assert!(nothing.is_null());
         assert_eq!(errno(), libc::EFAULT);
+        let everything = (v().ibv_reg_mr)(end.pd, ptr::null_mut(), usize::MAX, 1 | 1 << 6);
+        assert!(everything.is_null(), "an implicit region on demand");
+        assert_eq!(errno(), libc::EINVAL);
         let constant = c"not writable";
         let read_only = (v().ibv_reg_mr)(end.pd, constant.as_ptr().cast_mut().cast(), 12, 1);
         assert!(read_only.is_null());

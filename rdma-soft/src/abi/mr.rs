@@ -36,7 +36,8 @@ unsafe fn memory(addr: *mut c_void, length: usize, access: Access) -> Result<Raw
     if access.bits() & !Access::all().bits() != 0 {
         return Err(libc::EINVAL);
     }
-    if addr.addr().checked_add(length).is_none() {
+    // All of the address space at once is an implicit region, which `odp_caps` does not name.
+    if length == usize::MAX || addr.addr().checked_add(length).is_none() {
         return Err(libc::EINVAL);
     }
     let paging = if access.contains(Access::ON_DEMAND) { Paging::OnDemand } else { Paging::Mapped };
