@@ -12,6 +12,7 @@
 mod common;
 
 use std::mem::ManuallyDrop;
+use std::ptr;
 
 use common::*;
 use verbs_sys::inline::*;
@@ -167,5 +168,51 @@ fn domains_in_use_are_not_deallocated() {
         assert_eq!((v().ibv_dereg_mr)(mr), 0);
         assert_eq!((v().ibv_dealloc_pd)(parent), 0);
         assert_eq!(ibv_dealloc_td(td), 0);
+    }
+}
+
+/// The kernel looks for what an object is made of in the context that it is made on.
+#[test]
+fn objects_of_different_contexts_do_not_mix() {
+    let ends = [(); 2].map(|()| End::new(Options { srq: true, events: true, ..Options::default() }));
+    let [a, b] = &ends;
+    let refused = |is_null: bool, what: &str| assert_eq!((is_null, errno()), (true, libc::EINVAL), "{what}");
+    unsafe {
+        let mut own: ibv_qp_init_attr = zeroed();
+        (own.send_cq, own.recv_cq, own.srq, own.qp_type) = (a.cq, a.cq, a.srq, ibv_qp_type::IBV_QPT_RC);
+        let create = |mut init| (v().ibv_create_qp)(a.pd, &mut init).is_null();
+        refused(create(ibv_qp_init_attr { send_cq: b.cq, ..own }), "send queue");
+        refused(create(ibv_qp_init_attr { recv_cq: b.cq, ..own }), "receive queue");
+        refused(create(ibv_qp_init_attr { srq: b.srq, ..own }), "shared receive queue");
+        let mut init: ibv_qp_init_attr_ex = zeroed();
+        (init.send_cq, init.recv_cq, init.pd, init.qp_type) = (a.cq, a.cq, b.pd, own.qp_type);
+        init.comp_mask = ibv_qp_init_attr_mask::IBV_QP_INIT_ATTR_PD.0;
+        refused(ibv_create_qp_ex(a.context, &mut init).is_null(), "protection domain");
+
+        let cq = (v().ibv_create_cq)(a.context, 8, ptr::null_mut(), b.channel, 0);
+        refused(cq.is_null(), "completion channel");
+
+        let mut init: ibv_srq_init_attr_ex = zeroed();
+        (init.attr.max_wr, init.attr.max_sge, init.pd) = (8, 1, b.pd);
+        init.comp_mask = ibv_srq_init_attr_mask::IBV_SRQ_INIT_ATTR_PD.0;
+        let verbs = verbs_get_ctx(a.context).unwrap();
+        refused(
+            (*verbs).create_srq_ex.unwrap()(a.context, &mut init).is_null(),
+            "protection domain of a shared queue",
+        );
+
+        let td = ibv_alloc_td(b.context, &mut zeroed());
+        for mut attr in [
+            ibv_parent_domain_init_attr { pd: b.pd, ..zeroed() },
+            ibv_parent_domain_init_attr { pd: a.pd, td, ..zeroed() },
+        ] {
+            refused(ibv_alloc_parent_domain(a.context, &mut attr).is_null(), "domain of a parent domain");
+        }
+        assert_eq!(ibv_dealloc_td(td), 0);
+
+        let flags = ibv_rereg_mr_flags::IBV_REREG_MR_CHANGE_PD.0 as i32;
+        let code = v().ibv_rereg_mr.unwrap()(a.mr, flags, b.pd, ptr::null_mut(), 0, 0);
+        assert_eq!(code, ibv_rereg_mr_err_code::IBV_REREG_MR_ERR_INPUT.0);
+        assert_eq!((errno(), (*a.mr).pd), (libc::EINVAL, a.pd));
     }
 }

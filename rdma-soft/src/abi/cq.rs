@@ -69,6 +69,10 @@ pub(crate) unsafe fn create(context: *mut ibv_context, wanted: &Wanted) -> Resul
     if wanted.cqe == 0 || wanted.cqe > MAX_CQE || wanted.vector >= vectors.cast_unsigned() {
         return Err(libc::EINVAL);
     }
+    // SAFETY: the caller passes a live channel or null.
+    if !wanted.channel.is_null() && unsafe { (*wanted.channel).context } != context {
+        return Err(libc::EINVAL);
+    }
     // SAFETY: as above.
     let data = unsafe { context_data(context) };
     // SAFETY: the caller passes a live channel or null.

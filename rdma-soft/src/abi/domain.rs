@@ -119,6 +119,12 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
         return null(libc::EOPNOTSUPP);
     }
     // SAFETY: the caller passes live domains in the attributes.
+    let foreign_td = !attr.td.is_null() && unsafe { (*attr.td).context } != context;
+    // SAFETY: as above.
+    if foreign_td || unsafe { (*attr.pd).context } != context {
+        return null(libc::EINVAL);
+    }
+    // SAFETY: as above.
     let below = unsafe { domain(attr.pd) };
     // SAFETY: as above, where there is one.
     let thread = (!attr.td.is_null()).then(|| unsafe { Td::data(attr.td) });

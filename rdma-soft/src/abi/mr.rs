@@ -175,7 +175,11 @@ pub(crate) unsafe extern "C" fn rereg_mr(
     // SAFETY: the caller passes a live region.
     let data = unsafe { Mr::data(mr) };
     // SAFETY: as above; it is copied, no reference is kept.
-    let ibv_mr { handle: key, addr: old_addr, length: old_length, .. } = unsafe { *mr };
+    let ibv_mr { context, handle: key, addr: old_addr, length: old_length, .. } = unsafe { *mr };
+    // SAFETY: the caller passes a live protection domain if it is to change.
+    if change_pd && unsafe { (*pd).context } != context {
+        return refuse(BAD_INPUT, libc::EINVAL);
+    }
     let Some(old) = data.device.memory.region(key) else { return refuse(COMMAND_FAILED, libc::EINVAL) };
     let access = if change_access { Access::from_bits_retain(access.cast_unsigned()) } else { old.access };
     let (new_addr, new_length) = if translation { (addr, length) } else { (old_addr, old_length) };
@@ -184,7 +188,7 @@ pub(crate) unsafe extern "C" fn rereg_mr(
         Ok(memory) => memory,
         Err(errno) => return refuse(COMMAND_FAILED, errno),
     };
-    // SAFETY: the caller passes a live protection domain if it is to change.
+    // SAFETY: as above.
     let new_domain = change_pd.then(|| unsafe { domain(pd) });
     let region = Region {
         pd: new_domain.map_or(old.pd, |d| d.domain.id),

@@ -93,6 +93,14 @@ unsafe fn create(
     if init.send_cq.is_null() || init.recv_cq.is_null() || pd.is_null() {
         return Err(libc::EINVAL);
     }
+    // SAFETY: the caller's promise: they are live, where there are any.
+    let foreign_srq = !init.srq.is_null() && unsafe { (*init.srq).context } != context;
+    // SAFETY: as above.
+    let cqs = [unsafe { (*init.send_cq).context }, unsafe { (*init.recv_cq).context }];
+    // SAFETY: as above.
+    if foreign_srq || cqs != [context; 2] || unsafe { (*pd).context } != context {
+        return Err(libc::EINVAL);
+    }
     check_cap(&mut init.cap, !init.srq.is_null())?;
     // SAFETY: the caller's promise.
     let (context_data, domain) = (unsafe { context_data(context) }, unsafe { domain(pd) });

@@ -68,7 +68,7 @@ pub(crate) unsafe extern "C" fn create_srq(pd: *mut ibv_pd, init: *mut ibv_srq_i
 
 /// `man ibv_create_srq_ex`: basic queues only.
 pub(crate) unsafe extern "C" fn create_srq_ex(
-    _context: *mut ibv_context,
+    context: *mut ibv_context,
     init: *mut ibv_srq_init_attr_ex,
 ) -> *mut ibv_srq {
     const MASKS: u32 =
@@ -82,8 +82,12 @@ pub(crate) unsafe extern "C" fn create_srq_ex(
     if init.comp_mask & ibv_srq_init_attr_mask::IBV_SRQ_INIT_ATTR_PD.0 == 0 || init.pd.is_null() {
         return null(libc::EINVAL);
     }
-    let mut basic = ibv_srq_init_attr { srq_context: init.srq_context, attr: init.attr };
     // SAFETY: the protection domain is live by the caller's promise.
+    if unsafe { (*init.pd).context } != context {
+        return null(libc::EINVAL);
+    }
+    let mut basic = ibv_srq_init_attr { srq_context: init.srq_context, attr: init.attr };
+    // SAFETY: as above.
     let srq = unsafe { create_srq(init.pd, &raw mut basic) };
     init.attr = basic.attr;
     srq
