@@ -15,7 +15,9 @@ pub(crate) type Ticket = u64;
 pub(crate) struct Line {
     /// Mostly one waits, or none.
     first: Option<Place>,
+    /// In the order of their tickets. Those who left leave an empty place, at most as many as still stand here.
     rest: VecDeque<Place>,
+    empty: usize,
     last: Ticket,
 }
 
@@ -24,6 +26,14 @@ struct Place {
     ticket: Ticket,
     /// `None` once it was called.
     waker: Option<Waker>,
+    is_empty: bool,
+}
+
+impl Place {
+    #[inline]
+    fn new(ticket: Ticket, cx: &Context<'_>) -> Self {
+        Place { ticket, waker: Some(cx.waker().clone()), is_empty: false }
+    }
 }
 
 impl Line {
@@ -45,12 +55,12 @@ impl Line {
     #[inline]
     pub(crate) fn stand_last(&mut self, cx: &Context<'_>) -> Ticket {
         self.last += 1;
-        let (ticket, waker) = (self.last, Some(cx.waker().clone()));
+        let place = Place::new(self.last, cx);
         match &mut self.first {
-            first @ None => *first = Some(Place { ticket, waker }),
-            Some(_) => self.rest.push_back(Place { ticket, waker }),
+            first @ None => *first = Some(place),
+            Some(_) => self.rest.push_back(place),
         }
-        ticket
+        self.last
     }
 
     /// Stands in line, or stays there, with the context's waker. Gives the waker that was there before.
@@ -60,8 +70,13 @@ impl Line {
             *ticket = self.stand_last(cx);
             return None;
         }
-        let mut places = self.first.iter_mut().chain(&mut self.rest);
-        let place = places.find(|place| place.ticket == *ticket)?;
+        let place = match &mut self.first {
+            Some(first) if first.ticket == *ticket => first,
+            _ => {
+                let index = self.find(*ticket)?;
+                &mut self.rest[index]
+            }
+        };
         match &place.waker {
             Some(waker) if waker.will_wake(cx.waker()) => None,
             _ => place.waker.replace(cx.waker().clone()),
@@ -73,10 +88,41 @@ impl Line {
     pub(crate) fn leave(&mut self, ticket: &mut Ticket) -> Option<Waker> {
         let ticket = std::mem::take(ticket);
         if self.first.as_ref()?.ticket == ticket {
-            return std::mem::replace(&mut self.first, self.rest.pop_front())?.waker;
+            let next = if self.rest.is_empty() { None } else { self.next() };
+            return std::mem::replace(&mut self.first, next)?.waker;
         }
-        let index = self.rest.iter().position(|place| place.ticket == ticket)?;
-        self.rest.remove(index)?.waker
+        let index = self.find(ticket)?;
+        let place = &mut self.rest[index];
+        place.is_empty = true;
+        let waker = place.waker.take();
+        self.empty += 1;
+        self.tidy();
+        waker
+    }
+
+    /// Where in the rest it stands.
+    fn find(&self, ticket: Ticket) -> Option<usize> {
+        self.rest.binary_search_by_key(&ticket, |place| place.ticket).ok()
+    }
+
+    /// Takes the first of the rest who still stands there.
+    fn next(&mut self) -> Option<Place> {
+        while let Some(place) = self.rest.pop_front() {
+            if !place.is_empty {
+                self.tidy();
+                return Some(place);
+            }
+            self.empty -= 1;
+        }
+        None
+    }
+
+    /// Drops the empty places when they are the most: what that takes was saved when they were left.
+    fn tidy(&mut self) {
+        if 2 * self.empty > self.rest.len() {
+            self.rest.retain(|place| !place.is_empty);
+            self.empty = 0;
+        }
     }
 
     /// As `leave` for the first one, if it was called, and nobody else stands in line.
@@ -136,5 +182,63 @@ mod tests {
         line.leave(&mut b);
         assert!(line.leave_empty(&mut a) && line.is_empty());
         assert!(line.leave(&mut c).is_none());
+    }
+
+    /// `count` futures of a line, and the places that they have.
+    fn crowd(count: usize) -> (Line, Vec<Ticket>) {
+        let mut line = Line::default();
+        let tickets = (0..count).map(|_| line.stand_last(&Context::from_waker(Waker::noop()))).collect();
+        (line, tickets)
+    }
+
+    #[test]
+    fn whoever_leaves_from_the_middle_is_passed_over() {
+        let cx = Context::from_waker(Waker::noop());
+        let (mut line, mut tickets) = crowd(100);
+        for step in 0..100 {
+            assert!(line.is_turn(tickets[0]));
+            let mut ticket = tickets.remove(37 * step % tickets.len());
+            line.stand(&mut ticket, &cx);
+            assert!(line.leave(&mut ticket).is_some());
+            assert_eq!(line.all().count(), tickets.len(), "a waker each");
+            tickets.iter_mut().for_each(|ticket| drop(line.stand(ticket, &cx)));
+        }
+        assert!(line.is_empty() && line.rest.is_empty());
+    }
+
+    #[test]
+    fn empty_places_do_not_pile_up() {
+        let cx = Context::from_waker(Waker::noop());
+        let (mut line, _kept) = crowd(3);
+        for _ in 0..1000 {
+            let mut ticket = line.stand_last(&cx);
+            line.stand_last(&cx);
+            line.leave(&mut ticket);
+            line.leave(&mut line.last.clone());
+            assert!(line.rest.len() <= 4, "{line:?}");
+        }
+    }
+
+    /// Two sizes are compared, each by the shortest of several times.
+    #[test]
+    fn to_leave_costs_the_same_however_many_wait() {
+        let time = |count: usize, is_newest_first: bool| {
+            let run = |_| {
+                let (mut line, mut tickets) = crowd(count);
+                if is_newest_first {
+                    tickets.reverse();
+                }
+                let start = std::time::Instant::now();
+                // The first one stays.
+                let leaving = tickets.iter_mut().filter(|ticket| **ticket != 1);
+                leaving.for_each(|ticket| drop(line.leave(ticket)));
+                start.elapsed()
+            };
+            (0..5).map(run).min().unwrap_or_default()
+        };
+        for is_newest_first in [true, false] {
+            let (few, many) = (time(1000, is_newest_first), time(16_000, is_newest_first));
+            assert!(many < 64 * few, "16 times as many take {many:?}, not {few:?}");
+        }
     }
 }
