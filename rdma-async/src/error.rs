@@ -26,6 +26,17 @@ pub enum OperationError {
         /// Bytes of each of the peer's receive buffers.
         limit: usize,
     },
+    /// The datagram does not fit into a packet, and datagrams have one each. Nothing was sent, the endpoint goes on.
+    #[error(
+        "a datagram of {length} bytes does not fit into a packet of at most {limit} bytes, the port's MTU; it was not sent; send it in parts, or \
+         over a connection, or raise the MTU (on RoCE that of the network interface) on all sides"
+    )]
+    DatagramTooLong {
+        /// Bytes of the datagram.
+        length: usize,
+        /// The most bytes of a datagram: [`UdEndpoint::max_message`](crate::UdEndpoint::max_message).
+        limit: usize,
+    },
     /// The work request was not accepted. The connection goes on.
     #[error("the work request could not be posted: {0}")]
     Post(#[from] PostErrorKind),

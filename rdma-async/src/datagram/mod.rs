@@ -198,9 +198,9 @@ impl UdEndpoint {
     ///
     /// # Errors
     ///
-    /// [`OperationError`]; [`TooLong`](OperationError::TooLong) for more than [`max_message`](UdEndpoint::max_message) bytes. Datagrams
-    /// that were posted behind one that the device failed are flushed and not sent; those that are sent after the error was returned
-    /// go out again.
+    /// [`OperationError`]; [`DatagramTooLong`](OperationError::DatagramTooLong) for more than [`max_message`](UdEndpoint::max_message)
+    /// bytes. Datagrams that were posted behind one that the device failed are flushed and not sent; those that are sent after the error
+    /// was returned go out again.
     ///
     /// # Cancel safety
     ///
@@ -233,6 +233,10 @@ impl UdEndpoint {
         to: &UdAddress,
         imm: Option<u32>,
     ) -> (Result<(), OperationError>, S) {
+        let length = source.len();
+        if length > self.mtu {
+            return (Err(OperationError::DatagramTooLong { length, limit: self.mtu }), source);
+        }
         let handle = {
             let mut tables = self.tables();
             tables.handles.get(self.domain.protection_domain(), self.port, self.gid_index, to)
@@ -246,7 +250,7 @@ impl UdEndpoint {
             None => WorkRequest::send_to(payload, &handle, qp_num, qkey),
             Some(imm) => WorkRequest::send_to_with_imm(payload, &handle, qp_num, qkey, imm),
         };
-        Operate::new(self, self.mtu, source, request).await
+        Operate::new(self, usize::MAX, source, request).await
     }
 
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
