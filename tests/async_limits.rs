@@ -417,6 +417,49 @@ fn a_connection_whose_domain_lost_its_runtime_says_so() {
     }
 }
 
+/// One that was made on a runtime that lives, but that nobody drives, as one of a single thread between two calls of `block_on`: neither its
+/// task runs, nor that of its domain.
+#[test]
+fn a_runtime_that_nobody_drives_holds_up_no_deadline_and_no_close() {
+    const DEADLINE: Duration = Duration::from_millis(50);
+    fn is_deadline(result: &Result<(), OperationError>) -> bool {
+        matches!(result, Err(OperationError::Ended(Ended::Deadline { .. })))
+    }
+    for mode in MODES {
+        let still = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let lively = Runtime::new().unwrap();
+        // The one receive of a peer that is left without memory is used up.
+        let config = Config::rc().wait_mode(mode).keep_alive(None).receive_depth(1).spare_buffers(4);
+        let make = || {
+            still.block_on(async {
+                let (a, b) = common::pair(&common::domain(), &config).await;
+                let held = hoard(&b);
+                a.send(a.pool().acquire().await).await.0.unwrap();
+                let message = b.recv().await.unwrap();
+                (a, (b, held, message))
+            })
+        };
+        let ((a, _a), (b, _b), (c, _c), (d, _d)) = (make(), make(), make(), make());
+        lively.block_on(async move {
+            let start = Instant::now();
+            let received = timeout(LIMIT, a.with_deadline(DEADLINE, a.recv())).await.unwrap().map(drop);
+            assert!(is_deadline(&received), "{mode:?}: {received:?}");
+            let buffer = b.pool().acquire().await;
+            let (sent, _buffer) = timeout(LIMIT, b.with_deadline(DEADLINE, b.send(buffer))).await.unwrap();
+            assert!(is_deadline(&sent), "{mode:?}: {sent:?}");
+            // It waits for what was posted, which shows only where it looks for itself.
+            let closed = timeout(LIMIT, c.with_deadline(DEADLINE, c.close())).await.unwrap();
+            assert!(closed.is_ok() || is_deadline(&closed), "{mode:?}: {closed:?}");
+            d.abort();
+            timeout(LIMIT, d.close()).await.unwrap().unwrap();
+            for connection in [&c, &d] {
+                assert_eq!(connection.pool().idle(), connection.pool().capacity(), "its queue pair lives");
+            }
+            assert!(start.elapsed() < LIMIT / 4, "{mode:?}: {:?}", start.elapsed());
+        });
+    }
+}
+
 /// One that was made on a runtime that is gone would not hear of its peer's end.
 #[test]
 fn a_connection_whose_own_runtime_is_gone_says_so() {

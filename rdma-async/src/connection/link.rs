@@ -35,7 +35,7 @@ impl<T: Connected> Link<T> {
     }
 
     /// Reads completions until everything in flight was flushed; after `limit` destroys the pair, which ends the rest.
-    /// The connection has ended.
+    /// The connection has ended. Several may do this at once.
     pub(super) async fn settle(&self, limit: Duration) {
         let queue = &self.lane.queue.shared;
         let start = Instant::now();

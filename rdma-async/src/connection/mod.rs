@@ -24,6 +24,7 @@ use link::Link;
 pub use listener::Listener;
 pub use receive::Recv;
 pub use transport::Connected;
+use watch::{FAREWELL, PATIENCE};
 
 use crate::{
     counters::ConnectionCounters,
@@ -256,7 +257,10 @@ impl<T: Connected> Connection<T> {
     }
 
     /// Awaits `operation`, an operation of this connection, at most `limit`: past it the connection ends
-    /// ([`Ended::Deadline`]), so that the operation resolves and gives its memory back.
+    /// ([`Ended::Deadline`]), so that the operation resolves and gives its memory back, also when nobody drives the runtime that the
+    /// connection was made on. That takes milliseconds, and at most two seconds with a device that does not flush what is in flight. One whose
+    /// driver cannot even destroy the queue pair never says that it is done with the memory: the memory is leaked then, and the operation
+    /// stays pending.
     ///
     /// To give up waiting without ending the connection, drop the future ([`tokio::time::timeout`]).
     pub async fn with_deadline<F: Future>(&self, limit: Duration, operation: F) -> F::Output {
@@ -265,6 +269,12 @@ impl<T: Connected> Connection<T> {
             Ok(output) => output,
             Err(_) => {
                 self.link.lane.end(Ended::Deadline { limit });
+                // The watcher does the same, if its runtime runs.
+                tokio::select! {
+                    biased;
+                    output = &mut operation => return output,
+                    () = self.link.settle(PATIENCE) => {}
+                }
                 operation.await
             }
         }
@@ -299,8 +309,10 @@ impl<T: Connected> Connection<T> {
         };
         self.link.lane.end(Ended::Closed);
         if let Some(task) = &mut *watcher {
-            // It ends by itself in bounded time; a runtime that shuts down may cancel it.
-            let _ = task.await;
+            // It ends by itself, unless nobody drives its runtime; one that shuts down may cancel it.
+            if tokio::time::timeout(FAREWELL, task).await.is_err() {
+                self.link.settle(PATIENCE).await;
+            }
             *watcher = None;
         }
         result

@@ -31,7 +31,11 @@ const HERE: u8 = b'!';
 const UNANSWERED: u32 = 3;
 
 /// How long the end of a connection may take: the word to the peer, then the flush of what is in flight.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long [`Connection::close`](super::Connection::close) waits for the watcher before it cleans up in its place: on a runtime that is
+/// driven it takes milliseconds.
+pub(super) const FAREWELL: Duration = Duration::from_millis(300);
 
 /// A connection that somebody watches over: it does not outlive that. A runtime that shuts down drops its tasks, begun or not.
 pub(super) struct Guarded<T: Connected>(pub(super) Arc<Link<T>>);
