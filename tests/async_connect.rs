@@ -11,7 +11,7 @@ use rdma_async::{
     exchange::{Exchange, ExchangeError, MAX_FRAME},
 };
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::timeout,
@@ -215,8 +215,57 @@ async fn private_data_that_is_too_long_is_an_error_of_this_side() {
     let domain = common::domain();
     let listener = Listener::bind("127.0.0.1:0", &domain, &Config::rc()).await.unwrap();
     let config = Config::rc().private_data(vec![0; MAX_FRAME]);
-    let error = connect(listener.local_addr(), &domain, &config).await.unwrap_err();
+    let (error, told) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    let (error, told) = (error.unwrap_err(), told.unwrap_err());
+    assert!(matches!(&told, ConnectError::Refused { reason, .. } if *reason == error.to_string()), "{told}");
     assert!(matches!(exchange_error(error), ExchangeError::OursTooLong { .. }));
+}
+
+/// A listener finds it out before any peer does; what it accepts fits with every peer.
+#[tokio::test]
+async fn private_data_of_a_listener_is_too_long_from_the_start() {
+    let domain = common::domain();
+    let config = |length| Config::rc().private_data(vec![7; length]);
+    let mut longest = MAX_FRAME;
+    let listener = loop {
+        match Listener::bind("127.0.0.1:0", &domain, &config(longest)).await {
+            Ok(listener) => break listener,
+            Err(error) => assert!(matches!(exchange_error(error), ExchangeError::OursTooLong { .. })),
+        }
+        longest -= 1;
+    };
+    assert!(longest >= 4000, "{longest}");
+    let config = config(longest);
+    let (a, b) = tokio::join!(connect(listener.local_addr(), &domain, &config), listener.accept());
+    assert_eq!((a.unwrap().peer_data().len(), b.unwrap().peer_data().len()), (longest, longest));
+}
+
+/// A peer that speaks the protocol in another way is told why it gets no connection; what does not speak it at all gets no answer.
+#[tokio::test]
+async fn peers_that_are_not_understood_are_told_why() {
+    let domain = common::domain();
+    let listener = Listener::bind("127.0.0.1:0", &domain, &Config::rc()).await.unwrap();
+    for (said, expected) in [
+        (&b"RDMX\0\x02\0\0\0\0\0\x05more behind it"[..], "version 2"),
+        (b"RDMX\0\x01\0\0\xff\xff\xff\xff", "frame of"),
+        (b"RDMX\0\x01\0\0\0\0\0\x02\xff\xff", "cannot be decoded"),
+        (b"RDMX\0\x01\0\x01\0\0\0\0", "reserved"),
+        (b"GET / HTTP/1.1\r\n\r\n", ""),
+    ] {
+        let mut stream = TcpStream::connect(listener.local_addr()).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        let mut told = Vec::new();
+        let end = timeout(LIMIT, stream.read_to_end(&mut told)).await.unwrap();
+        if expected.is_empty() {
+            assert!(told.is_empty(), "{}", told.escape_ascii());
+        } else {
+            assert!(end.is_ok() && told.starts_with(b"RDMX\0\x01"), "{end:?} {}", told.escape_ascii());
+            let told = String::from_utf8_lossy(&told);
+            assert!(told.contains(expected), "{told}");
+        }
+        let error = timeout(LIMIT, listener.accept()).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -176,6 +176,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
         sent.unwrap_or(Err(ExchangeError::TimedOut { timeout: self.timeout, received: 0 }))
     }
 
+    /// Sends `why` to a peer whose frame was not understood. What is unread when a TCP stream is closed resets it, which may overtake `why`: as
+    /// much as has come of at most a frame is read before.
+    pub(crate) async fn refuse<T: Serialize + ?Sized>(&mut self, why: &T) {
+        let mut rest = vec![0; MAX_FRAME];
+        let _ = tokio::time::timeout(Duration::ZERO, self.stream.read(&mut rest)).await;
+        // The peer learns why; whether it does changes nothing here.
+        let _ = self.tell(why).await;
+    }
+
     /// When it has to have ended.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
@@ -185,6 +194,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<S> {
     pub fn into_inner(self) -> S {
         self.stream
     }
+}
+
+impl ExchangeError {
+    /// The peer speaks this protocol, if not as this side does, and waits for an answer.
+    pub(crate) fn is_of_a_speaker(&self) -> bool {
+        matches!(
+            self,
+            ExchangeError::VersionMismatch { .. }
+                | ExchangeError::TooLong { .. }
+                | ExchangeError::Malformed { .. }
+        )
+    }
+}
+
+/// Whether `ours` fits into a frame.
+///
+/// # Errors
+///
+/// [`ExchangeError::OursTooLong`].
+pub(crate) fn check<T: Serialize + ?Sized>(ours: &T) -> Result<(), ExchangeError> {
+    encode(ours).map(drop)
 }
 
 fn encode<T: Serialize + ?Sized>(body: &T) -> Result<Vec<u8>, ExchangeError> {

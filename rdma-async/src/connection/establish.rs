@@ -8,7 +8,8 @@ use std::{
 };
 
 use rdma_core::{
-    ConnectOptions, Endpoint, EndpointOptions, Error, PostErrorKind, QueuePair, RecvRequest, RemoteSlice,
+    ConnectOptions, Endpoint, EndpointOptions, Error, Gid, LinkLayer, Mtu, PostErrorKind, QueuePair,
+    RecvRequest, RemoteSlice,
     qp::{state::Init, transport::ConnectedInit},
 };
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     domain::Domain,
     error::{ConnectError, fit_to_print},
-    exchange::Exchange,
+    exchange::{self, Exchange},
     lane::Lane,
     trace,
 };
@@ -41,6 +42,35 @@ struct Hello {
     message_size: u64,
     regions: Vec<RemoteSlice>,
     private_data: Vec<u8>,
+}
+
+impl Hello {
+    fn new<T: Connected>(endpoint: Endpoint, message_size: u64, config: &Config<T>) -> Self {
+        let (regions, private_data) = (config.regions.clone(), config.private_data.clone());
+        Hello { transport: T::CODE, endpoint, message_size, regions, private_data }
+    }
+}
+
+/// What `hear` and `swap` give for a first frame.
+type FirstFrame = Result<Hello, String>;
+
+/// Whether the first frame of `config` fits, whatever its numbers will be.
+///
+/// # Errors
+///
+/// [`ExchangeError::OursTooLong`](crate::exchange::ExchangeError::OursTooLong).
+pub(super) fn check<T: Connected>(config: &Config<T>) -> Result<(), ConnectError> {
+    let longest = Endpoint {
+        link_layer: LinkLayer::Unknown(u8::MAX),
+        lid: u16::MAX,
+        gid: Gid([u8::MAX; 16]),
+        qp_num: u32::MAX,
+        psn: u32::MAX,
+        mtu: Mtu::B4096,
+        max_dest_rd_atomic: u8::MAX,
+    };
+    let hello: FirstFrame = Ok(Hello::new(longest, u64::MAX, config));
+    exchange::check(&hello).map_err(|source| ConnectError::Exchange { peer: None, source })
 }
 
 /// The second frame: this side is ready to receive, or why it is not.
@@ -121,7 +151,15 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
     // A peer that says nothing costs a listener no queue pair.
     let heard = match turn {
         Some(turn) => {
-            let theirs: Result<Hello, String> = exchange.hear().await.map_err(failed)?;
+            let theirs = match exchange.hear::<FirstFrame>().await {
+                Ok(theirs) => theirs,
+                Err(error) => {
+                    if error.is_of_a_speaker() {
+                        exchange.refuse(&FirstFrame::Err(reason(&error))).await;
+                    }
+                    return Err(failed(error));
+                }
+            };
             turn.stay();
             let theirs = theirs.map_err(refused)?;
             // Held until the connection is accepted.
@@ -135,30 +173,29 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
         }
         None => None,
     };
-    let prepared = match Prepared::when_there_is_room(domain, config).await {
+    let prepared = Prepared::when_there_is_room(domain, config).await;
+    let prepared = prepared.map_err(ConnectError::from).and_then(|prepared| {
+        let size = prepared.lane.pool.buffer_size() as u64;
+        let hello: FirstFrame = Ok(Hello::new(prepared.endpoint, size, config));
+        exchange::check(&hello).map_err(failed)?;
+        Ok((prepared, hello))
+    });
+    let (prepared, hello) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            let why = Err::<Hello, _>(reason(&error));
+            let why = FirstFrame::Err(reason(&error));
             // The peer learns why; whether it does changes nothing here.
             let _ = match heard {
                 Some(_) => exchange.tell(&why).await,
-                None => exchange.swap::<_, Result<Hello, String>>(&why).await.map(drop),
+                None => exchange.swap::<_, FirstFrame>(&why).await.map(drop),
             };
-            return Err(error.into());
+            return Err(error);
         }
     };
     let mtu = prepared.endpoint.mtu;
-    let hello = Hello {
-        transport: T::CODE,
-        endpoint: prepared.endpoint,
-        message_size: prepared.lane.pool.buffer_size() as u64,
-        regions: config.regions.clone(),
-        private_data: config.private_data.clone(),
-    };
-    let hello = Ok::<_, String>(hello);
     let theirs = match heard {
         Some(theirs) => exchange.tell(&hello).await.map(|()| theirs).map_err(failed)?,
-        None => exchange.swap::<_, Result<Hello, String>>(&hello).await.map_err(failed)?.map_err(refused)?,
+        None => exchange.swap::<_, FirstFrame>(&hello).await.map_err(failed)?.map_err(refused)?,
     };
     let connected = if theirs.transport == T::CODE {
         prepared.connect(&theirs.endpoint).map_err(ConnectError::from)

@@ -17,7 +17,11 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{Config, Connection, establish::over_tcp, transport::Connected};
+use super::{
+    Config, Connection,
+    establish::{check, over_tcp},
+    transport::Connected,
+};
 use crate::{domain::Domain, error::ConnectError, trace};
 
 /// Exchanges at the same time: what half-open and malicious peers can hold is this many tasks, for the handshake's timeout each. Those that
@@ -45,12 +49,14 @@ impl<T: Connected> Listener<T> {
     ///
     /// # Errors
     ///
-    /// What binding the port says.
+    /// What binding the port says; private data and regions that are too long for every peer
+    /// ([`ExchangeError::OursTooLong`](crate::exchange::ExchangeError::OursTooLong)).
     pub async fn bind(
         address: impl ToSocketAddrs,
         domain: &Domain,
         config: &Config<T>,
     ) -> Result<Listener<T>, ConnectError> {
+        check(config)?;
         let failed = |source| ConnectError::Listen { source };
         let tcp = TcpListener::bind(address).await.map_err(failed)?;
         let address = tcp.local_addr().map_err(failed)?;
