@@ -16,7 +16,13 @@ use rdma_async::{
     connect_over,
 };
 use rdma_core::{Device, RemoteAccess, RemoteSlice, SharedRegion, qp::transport::Rc};
-use tokio::{io::AsyncReadExt, net::TcpStream, runtime::Runtime, task::JoinSet, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    runtime::Runtime,
+    task::JoinSet,
+    time::timeout,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const MODES: [WaitMode; 3] = [WaitMode::Event, WaitMode::Busy, WaitMode::Adaptive];
@@ -324,6 +330,49 @@ async fn peers_that_say_nothing_do_not_lock_out_others() {
     let end = timeout(LIMIT, silent[0].read_to_end(&mut Vec::new())).await;
     assert!(end.is_ok(), "it is still open");
     assert!((40..=60).contains(&listener.crowded_out()), "{}", listener.crowded_out());
+}
+
+/// Nor do those that begin an exchange and do not end it, of which each holds a queue pair, and buffers, while it lasts.
+#[tokio::test]
+async fn peers_that_stop_after_their_first_word_do_not_lock_out_others() {
+    const SLOW: usize = 130;
+    let domain = common::domain();
+    let config = small().handshake_timeout(10 * LIMIT);
+    let listener = Listener::bind("127.0.0.1:0", &domain, &config).await.unwrap();
+    let address = listener.local_addr();
+    let word = first_word(&domain).await;
+    let mut slow = Vec::new();
+    for _ in 0..SLOW {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&word).await.unwrap();
+        slow.push(stream);
+    }
+    let both = async { tokio::join!(connect(address, &domain, &config), listener.accept()) };
+    let (a, b) = timeout(LIMIT, both).await.unwrap();
+    common::greet(&a.unwrap(), &b.unwrap()).await;
+    // No more than had to go.
+    assert!(listener.crowded_out() <= SLOW as u64 + 1 - 64, "{}", listener.crowded_out());
+    // Nobody else wants a place: who is slow is left alone.
+    let left = listener.crowded_out();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(listener.crowded_out(), left);
+    let (a, b) = tokio::join!(connect(address, &domain, &config), listener.accept());
+    common::greet(&a.unwrap(), &b.unwrap()).await;
+}
+
+/// The first frame of an honest peer.
+async fn first_word(domain: &Domain) -> Vec<u8> {
+    const HEADER: usize = 12;
+    let (left, mut right) = tokio::io::duplex(8192);
+    let (domain, config) = (domain.clone(), small());
+    let peer = tokio::spawn(async move { connect_over(left, &domain, &config).await.map(drop) });
+    let mut word = vec![0; HEADER];
+    right.read_exact(&mut word).await.unwrap();
+    word.resize(HEADER + usize::from(word[11]), 0);
+    right.read_exact(&mut word[HEADER..]).await.unwrap();
+    drop(right);
+    peer.await.unwrap().unwrap_err();
+    word
 }
 
 /// A program that is behind with accepting keeps the connections that are being made.

@@ -204,7 +204,13 @@ async fn establish<T: Connected, S: AsyncRead + AsyncWrite + Send + Unpin + 'sta
         Err(ConnectError::Mismatch { peer: address, reason })
     };
     let ready: Ready = connected.as_ref().map(drop).map_err(|error| reason(error));
+    if let Some(turn) = turn {
+        turn.may_lose_place();
+    }
     let answer = exchange.swap::<Ready, Ready>(&ready).await;
+    if let Some(turn) = turn {
+        turn.keep_place();
+    }
     let link = Arc::new(connected?);
     answer.map_err(failed)?.map_err(refused)?;
     // What the runtime allocates for the first task that lets others run it allocates here, and for no operation.

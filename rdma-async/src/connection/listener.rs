@@ -2,8 +2,10 @@
 
 use std::{
     collections::VecDeque,
+    future::pending,
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -13,7 +15,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, ToSocketAddrs},
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::{AbortHandle, JoinSet},
 };
 
@@ -32,10 +34,14 @@ const MAX_EXCHANGES: usize = 256;
 /// milliseconds.
 const SILENCE: Duration = Duration::from_millis(500);
 
+/// How long a peer whose first frame was answered may take for its second one when others wait for its place: honest ones need a few calls of
+/// their driver.
+const SLOWNESS: Duration = Duration::from_secs(1);
+
 /// Takes connections on a TCP port.
 ///
-/// Exchanges with several peers go on at the same time, so that a slow one holds up nobody else. Dropping the listener ends
-/// those that are not done; accepted connections live on.
+/// Exchanges with several peers go on at the same time, so that a slow one holds up nobody else: where others wait for its place, it is
+/// ended. Dropping the listener ends those that are not done; accepted connections live on.
 #[derive(Debug)]
 pub struct Listener<T: Connected> {
     address: SocketAddr,
@@ -73,7 +79,8 @@ impl<T: Connected> Listener<T> {
         self.address
     }
 
-    /// How many exchanges were ended to make room for others, because their peers were silent while many more came.
+    /// How many exchanges were ended to make room for others, because their peers were silent, before their first word or between the two,
+    /// while many more came.
     #[must_use]
     pub fn crowded_out(&self) -> u64 {
         self.crowded_out.load(Relaxed)
@@ -110,7 +117,7 @@ async fn serve<T: Connected>(
     crowded_out: Arc<AtomicU64>,
 ) {
     let mut exchanges = Exchanges::default();
-    let places = Arc::new(Semaphore::new(Turn::PLACES));
+    let places = Arc::new(Places::new());
     loop {
         crowded_out.fetch_add(exchanges.make_room().await, Relaxed);
         let (stream, peer) = match tcp.accept().await {
@@ -125,13 +132,24 @@ async fn serve<T: Connected>(
             }
         };
         let (domain, config, accepted) = (domain.clone(), config.clone(), accepted.clone());
-        let turn = Turn { stays: Arc::default(), places: Arc::clone(&places), place: OnceLock::new() };
+        let turn = Turn::new(&places);
         let stays = Arc::clone(&turn.stays);
+        let crowded_out = Arc::clone(&crowded_out);
         let task = exchanges.tasks.spawn(async move {
-            let result = over_tcp(stream, &domain, &config, Some(&turn)).await;
-            turn.stay();
-            // Nobody accepts any more: the connection is dropped.
-            let _ = accepted.send(result).await;
+            tokio::select! {
+                biased;
+                result = over_tcp(stream, &domain, &config, Some(&turn)) => {
+                    turn.stay();
+                    // Nobody accepts any more: the connection is dropped.
+                    let _ = accepted.send(result).await;
+                }
+                // The exchange was dropped, with all that it held but the place.
+                next = turn.crowded_out() => {
+                    trace::crowded_out(&peer);
+                    crowded_out.fetch_add(1, Relaxed);
+                    turn.give_place(next);
+                }
+            }
         });
         exchanges.begun.push_back(Begun { task, peer, since: Instant::now(), stays });
     }
@@ -141,13 +159,27 @@ async fn serve<T: Connected>(
 pub(super) struct Turn {
     /// The peer spoke, or the exchange is over.
     stays: Arc<AtomicBool>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     place: OnceLock<OwnedSemaphorePermit>,
+    /// Notified when the peer is to speak again.
+    is_up_to_peer: Notify,
+    /// It did.
+    keeps_place: AtomicBool,
 }
 
 impl Turn {
     /// Connections that are being made, or were made and not accepted yet: each has a queue pair, and buffers.
     pub(super) const PLACES: usize = 64;
+
+    fn new(places: &Arc<Places>) -> Turn {
+        Turn {
+            stays: Arc::default(),
+            places: Arc::clone(places),
+            place: OnceLock::new(),
+            is_up_to_peer: Notify::new(),
+            keeps_place: AtomicBool::new(false),
+        }
+    }
 
     /// It is not ended any more to make room for others.
     pub(super) fn stay(&self) {
@@ -156,10 +188,88 @@ impl Turn {
 
     /// Waits for a place, and keeps it until the exchange is over and its connection accepted.
     pub(super) async fn place(&self) {
-        // Nobody closes the semaphore.
-        if let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
+        if let Some(place) = self.places.take().await {
             let _ = self.place.set(place);
         }
+    }
+
+    /// From now on it loses its place to others if the peer is slow.
+    pub(super) fn may_lose_place(&self) {
+        self.is_up_to_peer.notify_one();
+    }
+
+    /// The exchange is over, but for what this side has to do.
+    pub(super) fn keep_place(&self) {
+        self.keeps_place.store(true, Relaxed);
+    }
+
+    /// Waits until it loses its place. Gives who is to have it.
+    async fn crowded_out(&self) -> Waiting {
+        self.is_up_to_peer.notified().await;
+        tokio::time::sleep(SLOWNESS).await;
+        self.places.wanted(&self.keeps_place).await
+    }
+
+    fn give_place(self, next: Waiting) {
+        if let Some(place) = self.place.into_inner() {
+            // If it got another one meanwhile, this is for whoever comes next.
+            let _ = next.send(place);
+        }
+    }
+}
+
+/// An exchange that waits for a place.
+type Waiting = oneshot::Sender<OwnedSemaphorePermit>;
+
+/// The places of a listener.
+struct Places {
+    free: Arc<Semaphore>,
+    /// Those who wait longest first; some of them wait no more.
+    waiting: parking_lot::Mutex<VecDeque<Waiting>>,
+    /// Notified when one more waits.
+    more: Notify,
+}
+
+impl Places {
+    fn new() -> Places {
+        let free = Arc::new(Semaphore::new(Turn::PLACES));
+        Places { free, waiting: parking_lot::Mutex::default(), more: Notify::new() }
+    }
+
+    /// Waits for a place: a free one, or that of an exchange which has to go.
+    async fn take(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
+            return Some(place);
+        }
+        let (sender, given) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock();
+            waiting.retain(|other| !other.is_closed());
+            waiting.push_back(sender);
+        }
+        self.more.notify_one();
+        tokio::select! {
+            // Nobody closes the semaphore.
+            place = Arc::clone(&self.free).acquire_owned() => place.ok(),
+            Ok(place) = given => Some(place),
+        }
+    }
+
+    /// Waits until somebody waits for a place; for ever once the caller, whose task sets that, keeps its own.
+    async fn wanted(&self, keeps_place: &AtomicBool) -> Waiting {
+        while !keeps_place.load(Relaxed) {
+            let mut more = pin!(self.more.notified());
+            more.as_mut().enable();
+            let next = {
+                let mut waiting = self.waiting.lock();
+                std::iter::from_fn(|| waiting.pop_front()).find(|next| !next.is_closed())
+            };
+            if let Some(next) = next {
+                return next;
+            }
+            more.await;
+        }
+        pending().await
     }
 }
 
