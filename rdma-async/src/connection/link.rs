@@ -1,6 +1,9 @@
 //! What the handle of a connection and its watcher share: the lane, and why it ended.
 
-use std::time::{Duration, Instant};
+use std::{
+    task::Waker,
+    time::{Duration, Instant},
+};
 
 use super::transport::Connected;
 use crate::{
@@ -47,8 +50,10 @@ impl<T: Connected> Link<T> {
             }
         }
         drop(self.lane.take_qp());
-        // What was left completes with this.
+        // What was left completes with this, unless the driver failed: then those who wait for messages wait in vain.
         while self.lane.lock().in_flight() > 0 && matches!(queue.dispatch(), Ok(1..)) {}
+        let waiting: Vec<_> = self.lane.lock().receivers.all().collect();
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     pub(super) fn counters(&self) -> ConnectionCounters {

@@ -59,6 +59,9 @@ pub type UcConnection = Connection<Uc>;
 /// [deadline](Connection::with_deadline), by [`close`](Connection::close), when it is dropped, and with the runtime that it was made on,
 /// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its
 /// memory back.
+///
+/// Memory that the device may still touch is never given back: where completions do not come, and the driver fails to destroy the queue
+/// pair, what was in flight is leaked ([`rdma_core::leaks`]), and the futures that hold it stay pending. Drop them.
 #[derive(Debug)]
 pub struct Connection<T: Connected> {
     link: Arc<Link<T>>,
@@ -258,9 +261,8 @@ impl<T: Connected> Connection<T> {
 
     /// Awaits `operation`, an operation of this connection, at most `limit`: past it the connection ends
     /// ([`Ended::Deadline`]), so that the operation resolves and gives its memory back, also when nobody drives the runtime that the
-    /// connection was made on. That takes milliseconds, and at most two seconds with a device that does not flush what is in flight. One whose
-    /// driver cannot even destroy the queue pair never says that it is done with the memory: the memory is leaked then, and the operation
-    /// stays pending.
+    /// connection was made on. That takes milliseconds, and at most two seconds with a device that does not flush what is in flight. If its
+    /// driver cannot destroy the queue pair either, the operation [stays pending](Connection#operations).
     ///
     /// To give up waiting without ending the connection, drop the future ([`tokio::time::timeout`]).
     pub async fn with_deadline<F: Future>(&self, limit: Duration, operation: F) -> F::Output {
