@@ -55,6 +55,9 @@ pub type UcConnection = Connection<Uc>;
 /// in the order in which their futures are first polled. A future that was polled keeps its turn until it is dropped, as with tokio's locks:
 /// one that is forgotten, or kept and not polled, holds up those behind it.
 ///
+/// An operation that needs a buffer of the pool, an atomic or one of [`Bytes`](bytes::Bytes) that [have to be copied](Source), has no turn
+/// while the pool has none: others pass it, for theirs may be the buffers that it waits for.
+///
 /// The connection ends with the first operation that the device fails, when the peer closes, fails or dies, by a
 /// [deadline](Connection::with_deadline), by [`close`](Connection::close), when it is dropped, and with the runtime that it was made on,
 /// where its task watches for the peer's end. Everything in flight resolves then with the reason, [`OperationError::Ended`], and gives its
@@ -282,7 +285,7 @@ impl<T: Connected> Connection<T> {
         }
     }
 
-    /// Waits for what was posted, tells the peer, and destroys the queue pair. A peer that lives and posts no receives makes sends wait for
+    /// Waits for what was posted or waits its turn, tells the peer, and destroys the queue pair. A peer that lives and posts no receives makes sends wait for
     /// as long as that lasts, and so this call: bound it by [`with_deadline`](Connection::with_deadline). Operations that start after this
     /// one get [`Ended::Closed`]. Messages that arrived and were not received are lost. Several tasks may call it: each call takes its turn,
     /// and is done when the queue pair is gone.
