@@ -114,6 +114,29 @@ async fn a_queue_that_cannot_be_read_ends_what_waits() {
     }
 }
 
+/// The memory of receives that never complete is leaked; who waits for messages holds none, and waits no longer.
+#[tokio::test]
+async fn a_queue_pair_that_cannot_be_destroyed_ends_who_waits_for_messages() {
+    const EBUSY: i32 = 16;
+    for mode in MODES {
+        let evil = evil::device();
+        let domain = domain(evil);
+        let config = Config::rc().wait_mode(mode).keep_alive(None);
+        let (a, _b) = common::pair(&domain, &config).await;
+        evil.hold();
+        evil.destroy_qp.fail(EBUSY);
+        let deadline = Duration::from_millis(20);
+        let received = timeout(LIMIT, a.with_deadline(deadline, a.recv())).await.unwrap();
+        assert!(
+            matches!(received, Err(OperationError::Ended(Ended::Deadline { .. }))),
+            "{mode:?}: {received:?}"
+        );
+        let later = timeout(LIMIT, a.recv()).await.unwrap();
+        assert!(matches!(later, Err(OperationError::Ended(_))), "{mode:?}: {later:?}");
+        assert!(rdma_core::leaks() > 0);
+    }
+}
+
 /// Of a batch that the device refuses in the middle, what stands before was posted without a completion of its own.
 #[tokio::test]
 async fn a_batch_that_the_device_refuses_in_the_middle_ends() {

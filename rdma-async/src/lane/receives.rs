@@ -99,7 +99,8 @@ impl<T: Carries> State<T> {
     /// Whether a message arrived, or can still arrive without a buffer being posted.
     #[inline]
     pub(crate) fn expects(&self) -> bool {
-        self.missing < self.receive_depth
+        let is_gone = self.qp.is_none() && self.ended.is_some();
+        self.missing < self.receive_depth && !is_gone
     }
 
     /// Whether there are receives to post.
