@@ -105,6 +105,8 @@ pub(crate) struct State<T: Carries> {
     refused: Option<Buffer>,
     /// Receives that are posted, or to be posted, or whose message nobody has asked for yet.
     receive_depth: u32,
+    /// The same, or 0 when the queue pair is gone: nothing arrives any more.
+    expected_depth: u32,
     /// Of those, how many are to be posted.
     missing: u32,
     /// Receives that failed.
@@ -221,6 +223,7 @@ impl<T: Carries> Lane<T> {
                 requests: Vec::new(),
                 refused: None,
                 receive_depth,
+                expected_depth: receive_depth,
                 missing: receive_depth,
                 receives_failed: 0,
                 arrived: None,
@@ -360,7 +363,9 @@ impl<T: Carries> Lane<T> {
 
     /// The queue pair, to be destroyed outside of the lock.
     pub(crate) fn take_qp(&self) -> Option<QueuePair<T, Rts>> {
-        self.lock().qp.take()
+        let mut state = self.lock();
+        state.expected_depth = 0;
+        state.qp.take()
     }
 
     /// Lets go of the lock, and does what `read` has put off.

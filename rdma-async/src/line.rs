@@ -23,16 +23,18 @@ pub(crate) struct Line {
 
 #[derive(Debug)]
 struct Place {
+    /// With `EMPTY` if that one left.
     ticket: Ticket,
     /// `None` once it was called.
     waker: Option<Waker>,
-    is_empty: bool,
 }
 
+/// A bit that no ticket gets to.
+const EMPTY: Ticket = 1 << 63;
+
 impl Place {
-    #[inline]
-    fn new(ticket: Ticket, cx: &Context<'_>) -> Self {
-        Place { ticket, waker: Some(cx.waker().clone()), is_empty: false }
+    fn is_empty(&self) -> bool {
+        self.ticket & EMPTY != 0
     }
 }
 
@@ -55,12 +57,12 @@ impl Line {
     #[inline]
     pub(crate) fn stand_last(&mut self, cx: &Context<'_>) -> Ticket {
         self.last += 1;
-        let place = Place::new(self.last, cx);
+        let (ticket, waker) = (self.last, Some(cx.waker().clone()));
         match &mut self.first {
-            first @ None => *first = Some(place),
-            Some(_) => self.rest.push_back(place),
+            first @ None => *first = Some(Place { ticket, waker }),
+            Some(_) => self.rest.push_back(Place { ticket, waker }),
         }
-        self.last
+        ticket
     }
 
     /// Stands in line, or stays there, with the context's waker. Gives the waker that was there before.
@@ -91,9 +93,14 @@ impl Line {
             let next = if self.rest.is_empty() { None } else { self.next() };
             return std::mem::replace(&mut self.first, next)?.waker;
         }
+        self.leave_rest(ticket)
+    }
+
+    #[inline(never)]
+    fn leave_rest(&mut self, ticket: Ticket) -> Option<Waker> {
         let index = self.find(ticket)?;
         let place = &mut self.rest[index];
-        place.is_empty = true;
+        place.ticket |= EMPTY;
         let waker = place.waker.take();
         self.empty += 1;
         self.tidy();
@@ -101,14 +108,17 @@ impl Line {
     }
 
     /// Where in the rest it stands.
+    #[inline(never)]
     fn find(&self, ticket: Ticket) -> Option<usize> {
-        self.rest.binary_search_by_key(&ticket, |place| place.ticket).ok()
+        let index = self.rest.binary_search_by_key(&ticket, |place| place.ticket & !EMPTY).ok()?;
+        (!self.rest[index].is_empty()).then_some(index)
     }
 
     /// Takes the first of the rest who still stands there.
+    #[inline(never)]
     fn next(&mut self) -> Option<Place> {
         while let Some(place) = self.rest.pop_front() {
-            if !place.is_empty {
+            if !place.is_empty() {
                 self.tidy();
                 return Some(place);
             }
@@ -120,7 +130,7 @@ impl Line {
     /// Drops the empty places when they are the most: what that takes was saved when they were left.
     fn tidy(&mut self) {
         if 2 * self.empty > self.rest.len() {
-            self.rest.retain(|place| !place.is_empty);
+            self.rest.retain(|place| !place.is_empty());
             self.empty = 0;
         }
     }

@@ -99,8 +99,7 @@ impl<T: Carries> State<T> {
     /// Whether a message arrived, or can still arrive without a buffer being posted.
     #[inline]
     pub(crate) fn expects(&self) -> bool {
-        let is_gone = self.qp.is_none() && self.ended.is_some();
-        self.missing < self.receive_depth && !is_gone
+        self.missing < self.expected_depth
     }
 
     /// Whether there are receives to post.
