@@ -222,7 +222,7 @@ pub(crate) unsafe extern "C" fn post_recv(
 ) -> c_int {
     // SAFETY: the caller passes a live queue pair.
     let data = unsafe { qp::data(qp) };
-    let mut locked = data.device.lock_receives(&data.qp);
+    let mut locked = data.qp.lock_receives();
     while !wr.is_null() {
         // SAFETY: the caller passes a list of valid work requests.
         let request = unsafe { &*wr };

@@ -38,6 +38,15 @@ impl KeptReceives<'_> {
     }
 }
 
+impl QueuePair {
+    /// For a list of receives: the receive queue, locked, if the queue pair just keeps them in its state.
+    pub(crate) fn lock_receives(&self) -> Option<KeptReceives<'_>> {
+        let inner = self.lock();
+        let keeps = self.srq.is_none() && !matches!(inner.machine.state(), State::Reset | State::Err);
+        keeps.then(|| KeptReceives { inner, polled: &self.recv_place.polled })
+    }
+}
+
 impl Poster<'_> {
     #[inline(always)]
     pub(crate) fn post(&mut self, request: &SendRequest<'_>) -> Result<(), PostError> {
@@ -207,13 +216,6 @@ impl Device {
         // What is owed goes with what was posted.
         self.settle(qp, inner, Acks::Flush, now, scratch);
         self.serve_sleepers(scratch);
-    }
-
-    /// For a list of receives: the locked receive queue of a queue pair in whose state they are just kept.
-    pub(crate) fn lock_receives<'q>(&self, qp: &'q QueuePair) -> Option<KeptReceives<'q>> {
-        let inner = qp.lock();
-        let keeps = qp.srq.is_none() && !matches!(inner.machine.state(), State::Reset | State::Err);
-        keeps.then(|| KeptReceives { inner, polled: &qp.recv_place.polled })
     }
 
     pub(crate) fn post_receive(
