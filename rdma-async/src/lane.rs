@@ -363,9 +363,7 @@ impl<T: Carries> Lane<T> {
 
     /// The queue pair, to be destroyed outside of the lock.
     pub(crate) fn take_qp(&self) -> Option<QueuePair<T, Rts>> {
-        let mut state = self.lock();
-        state.expected_depth = 0;
-        state.qp.take()
+        self.lock().qp.take()
     }
 
     /// Lets go of the lock, and does what `read` has put off.

@@ -48,7 +48,7 @@ pub use context::Context;
 pub use cq::Offer;
 pub use cq::{
     Completion, CompletionChannel, CompletionClock, CompletionError, CompletionQueue, CompletionQueueBuilder,
-    Completions, Lent, Notify, Opcode, PollError, Status, Success, WorkCompletion,
+    Completions, KeptPlaces, Lent, Notify, Opcode, PollError, Status, Success, WorkCompletion,
 };
 pub use device::{AtomicCapability, Choice, Device, DeviceAttributes, OdpCapabilities, Provider};
 pub(crate) use error::leak;

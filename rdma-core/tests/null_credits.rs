@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as TaskContext, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use rdma_core::qp::state::{Reset, Rts};
 use rdma_core::qp::transport::Rc;
@@ -219,7 +222,7 @@ fn kept_receives_have_their_places() {
     let (context, pd) = open();
     let cq = context.completion_queue(10).build().unwrap();
     let depth = cq.depth();
-    let builder = || pd.queue_pair::<Rc>(&cq, &cq).max_send(depth).keep_receives();
+    let builder = || pd.queue_pair::<Rc>(&cq, &cq).max_send(depth);
     let connect = |qp: QueuePair<Rc, Reset>| {
         let endpoint = qp.endpoint(&EndpointOptions::default()).unwrap();
         qp.connect(&endpoint, &endpoint, &ConnectOptions::default()).unwrap()
@@ -227,10 +230,14 @@ fn kept_receives_have_their_places() {
     let target = pd.share(vec![0; 8], RemoteAccess::all()).unwrap();
     let mut buffers: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
     let mut completions = Completions::new();
-    let qp = connect(builder().max_recv(4).build().unwrap());
-    assert_eq!(cq.credits_in_use(), 0);
-    let error = builder().max_recv(depth - 3).build().unwrap_err();
+    let places = cq.keep_places(5);
+    assert!(places.is_ready());
+    let error = builder().max_recv(6).keep_receives(&places).build().unwrap_err();
     assert!(matches!(error, rdma_core::Error::InUse { .. }), "{error}");
+    let qp = connect(builder().max_recv(4).keep_receives(&places).build().unwrap());
+    // One was more than it needed.
+    drop(places);
+    assert_eq!(cq.credits_in_use(), 0);
     for _ in 0..3 {
         let mut sends = 0;
         loop {
@@ -266,5 +273,100 @@ fn kept_receives_have_their_places() {
     buffers.extend(cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()));
     let _ = cq.poll(&mut completions).unwrap().len();
     assert_eq!((buffers.len(), cq.credits_in_use()), (64, 0));
-    drop(builder().max_recv(depth).build().unwrap());
+    let places = cq.keep_places(depth);
+    drop(builder().max_recv(depth).keep_receives(&places).build().unwrap());
+}
+
+/// Places that are kept while requests in flight have them are handed over when these complete, and to nobody else.
+#[test]
+fn places_are_handed_over() {
+    let (context, pd) = open();
+    let cq = context.completion_queue(10).build().unwrap();
+    let depth = cq.depth();
+    let qp = pair(&pd, &cq, 2 * depth);
+    let target = pd.share(vec![0; 8], RemoteAccess::all()).unwrap();
+    let mut buffers: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
+    let mut completions = Completions::new();
+    let write = |buffers: &mut Vec<Buffer>| {
+        let posted = qp.post_send(WorkRequest::write(buffers.pop().unwrap(), target.remote()));
+        posted.map_err(|refused| buffers.extend(refused.request.into_payload().into_buffers())).is_ok()
+    };
+    let mut in_flight = 0;
+    while write(&mut buffers) {
+        in_flight += 1;
+    }
+    assert_eq!(in_flight, depth);
+    let places = cq.keep_places(4);
+    assert!(!places.is_ready());
+    let builder = || pd.queue_pair::<Rc>(&cq, &cq).max_recv(4).keep_receives(&places);
+    assert!(matches!(builder().build().unwrap_err(), rdma_core::Error::InUse { .. }));
+    let done: Vec<_> = cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()).collect();
+    assert_eq!(done.len(), depth as usize);
+    buffers.extend(done);
+    assert!(places.is_ready());
+    drop(builder().build().unwrap());
+    let _ = cq.poll(&mut completions).unwrap().len();
+    // Given up, they go to whoever waits.
+    while write(&mut buffers) {}
+    let places = cq.keep_places(1);
+    buffers.extend(cq.poll(&mut completions).unwrap().filter_map(|mut c| c.take_buffer()));
+    assert_eq!((0..=depth).filter(|_| write(&mut buffers)).count(), depth as usize - 1);
+    let flag = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&flag));
+    assert!(qp.send_queue().poll_ready(&mut TaskContext::from_waker(&waker)).is_pending());
+    drop(places);
+    assert!(flag.0.load(Ordering::SeqCst));
+    assert!(write(&mut buffers));
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Whoever waits for a credit is woken by the poll that returns one, also while others try to take more than there are.
+#[test]
+fn who_waits_for_a_credit_is_woken_whatever_others_try() {
+    let (context, pd) = open();
+    let cq = context.completion_queue(4).build().unwrap();
+    let (one, two) = (pair(&pd, &cq, 64), pair(&pd, &cq, 64));
+    let srq = pd.shared_receive_queue(1000, 1).unwrap();
+    let target = pd.share(vec![0; 8], RemoteAccess::all()).unwrap();
+    let mut buffers: Vec<_> = pd.allocate(8 * 64).unwrap().into_buffers(8).collect();
+    let mut completions = Completions::new();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let refused = pd.queue_pair::<Rc>(&cq, &cq).shared_receive_queue(&srq).build();
+                assert!(matches!(refused.unwrap_err(), rdma_core::Error::InUse { .. }));
+            }
+        });
+        let begin = Instant::now();
+        let mut lost = 0;
+        while begin.elapsed() < Duration::from_secs(1) {
+            while let Some(buffer) = buffers.pop() {
+                if let Err(refused) = one.post_send(WorkRequest::write(buffer, target.remote())) {
+                    buffers.extend(refused.request.into_payload().into_buffers());
+                    break;
+                }
+            }
+            let flag = Arc::new(Flag::default());
+            let waker = Waker::from(Arc::clone(&flag));
+            if two.send_queue().poll_ready(&mut TaskContext::from_waker(&waker)).is_ready() {
+                continue;
+            }
+            while buffers.len() < 64 {
+                let lent = cq.poll(&mut completions).unwrap();
+                buffers.extend(lent.filter_map(|mut completion| completion.take_buffer()));
+            }
+            lost += u32::from(!flag.0.load(Ordering::SeqCst));
+        }
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(lost, 0);
+    });
 }

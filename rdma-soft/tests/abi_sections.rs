@@ -399,3 +399,33 @@ fn a_process_that_ends_has_acknowledged_what_it_saw() {
         assert!(child.wait().unwrap().success());
     }
 }
+
+/// Several threads poll, and each posts as many receives to the shared queue as it polled: there is a place for each.
+#[test]
+fn a_shared_receive_that_was_polled_has_left_its_place() {
+    let (a, b) = pair(Options { depth: 8, srq: true, ..Options::default() });
+    for i in 0..8 {
+        assert_eq!(b.post_recv(i, 0, 8), 0);
+    }
+    let (a, b, stop) = (Shared(&a), Shared(&b), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    if let Some(wc) = b.end().poll() {
+                        assert_eq!(wc.status, ibv_wc_status::IBV_WC_SUCCESS);
+                        assert_eq!(b.end().post_recv(wc.wr_id, 0, 8), 0);
+                    }
+                }
+            });
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(2) {
+            let _ = a.end().send(1, 0, 8);
+            while let Some(wc) = a.end().poll() {
+                assert_eq!(wc.status, ibv_wc_status::IBV_WC_SUCCESS);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}

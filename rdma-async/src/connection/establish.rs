@@ -8,8 +8,8 @@ use std::{
 };
 
 use rdma_core::{
-    ConnectOptions, Endpoint, EndpointOptions, Error, Gid, LinkLayer, Mtu, PostErrorKind, QueuePair,
-    RecvRequest, RemoteSlice,
+    ConnectOptions, Endpoint, EndpointOptions, Error, Gid, KeptPlaces, LinkLayer, Mtu, PostErrorKind,
+    QueuePair, RecvRequest, RemoteSlice,
     qp::{state::Init, transport::ConnectedInit},
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ use crate::{
     error::{ConnectError, fit_to_print},
     exchange::{self, Exchange},
     lane::Lane,
+    queue::{CompletionQueue, Places},
     trace,
 };
 
@@ -243,20 +244,10 @@ struct Prepared<T: Connected> {
 }
 
 impl<T: Connected> Prepared<T> {
-    /// Waits for places of the completion queue, which sends of other connections may have for the moment.
+    /// Waits for places of the completion queue, which sends of other connections may have for the moment: they go to nobody else.
     async fn when_there_is_room(domain: &Domain, config: &Config<T>) -> Result<Self, Error> {
-        const LIMIT: Duration = Duration::from_secs(1);
-        const BETWEEN: Duration = Duration::from_millis(2);
-        let begin = Instant::now();
-        loop {
-            match Self::new(domain, config) {
-                Err(Error::InUse { .. }) if begin.elapsed() < LIMIT => tokio::time::sleep(BETWEEN).await,
-                result => return result,
-            }
-        }
-    }
-
-    fn new(domain: &Domain, config: &Config<T>) -> Result<Self, Error> {
+        const LIMIT: Duration = Duration::from_secs(2);
+        const BETWEEN: Duration = Duration::from_millis(1);
         let queue = match &config.queue {
             Some(queue) => queue.clone(),
             // One more, for the signalled send that ends a run of unsignalled ones.
@@ -267,6 +258,21 @@ impl<T: Connected> Prepared<T> {
         };
         // Those that there never is room for need not wait.
         let places = queue.shared.keep_places(config.receive_depth)?;
+        let kept = queue.shared.cq.keep_places(config.receive_depth);
+        let begin = Instant::now();
+        while !kept.is_ready() && begin.elapsed() < LIMIT {
+            tokio::time::sleep(BETWEEN).await;
+        }
+        Self::new(domain, config, &queue, places, &kept)
+    }
+
+    fn new(
+        domain: &Domain,
+        config: &Config<T>,
+        queue: &CompletionQueue,
+        places: Places,
+        kept: &KeptPlaces,
+    ) -> Result<Self, Error> {
         let cq = &queue.shared.cq;
         let pair = domain
             .protection_domain()
@@ -274,7 +280,7 @@ impl<T: Connected> Prepared<T> {
             .max_send(config.send_depth)
             .max_recv(config.receive_depth)
             .max_send_sge(config.max_sge)
-            .keep_receives()
+            .keep_receives(kept)
             .build()?;
         let buffers = (config.receive_depth as usize).saturating_add(config.spare_buffers);
         let pool = domain.buffer_pool(buffers, config.message_size)?;
@@ -288,7 +294,7 @@ impl<T: Connected> Prepared<T> {
         let pair = pair.init(&init)?;
         // Before the peer can send: what finds no receive waits for a timer.
         let receive_depth = config.receive_depth.min(pair.capacity().max_recv).max(1);
-        let lane = Lane::new(&queue, pool, places, pair.capacity().max_send, receive_depth);
+        let lane = Lane::new(queue, pool, places, pair.capacity().max_send, receive_depth);
         while lane.lock().in_flight() < receive_depth {
             let Some(buffer) = lane.pool.try_acquire() else { break };
             match pair.post_recv(RecvRequest::new(buffer).id(lane.receive_id())) {

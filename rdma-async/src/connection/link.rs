@@ -52,7 +52,7 @@ impl<T: Connected> Link<T> {
         drop(self.lane.take_qp());
         // What was left completes with this, unless the driver failed: then those who wait for messages wait in vain.
         while self.lane.lock().in_flight() > 0 && matches!(queue.dispatch(), Ok(1..)) {}
-        let waiting: Vec<_> = self.lane.lock().receivers.all().collect();
+        let waiting = self.lane.lock().expect_no_more();
         waiting.into_iter().for_each(Waker::wake);
     }
 

@@ -269,6 +269,8 @@ impl Places {
             }
             more.await;
         }
+        // Of one who is here for nothing another one must hear.
+        self.more.notify_one();
         pending().await
     }
 }
@@ -314,5 +316,48 @@ impl Exchanges {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future,
+        task::{Context, Poll, Wake},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Relaxed);
+        }
+    }
+
+    /// The peer of the exchange that was to give its place has answered meanwhile: another one gives its own.
+    #[tokio::test]
+    async fn who_wants_a_place_is_heard_by_all() {
+        let places = Places::new();
+        let held = Arc::clone(&places.free).try_acquire_many_owned(64).unwrap();
+        let (first, second) = (AtomicBool::new(false), AtomicBool::new(false));
+        let flags = [Arc::new(Flag::default()), Arc::new(Flag::default())];
+        let wakers = flags.clone().map(std::task::Waker::from);
+        let (mut a, mut b) = (Box::pin(places.wanted(&first)), Box::pin(places.wanted(&second)));
+        assert!(a.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_pending());
+        assert!(b.as_mut().poll(&mut Context::from_waker(&wakers[1])).is_pending());
+        let mut take = Box::pin(places.take());
+        assert!(take.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_pending());
+        assert!(flags[0].0.load(Relaxed) && !flags[1].0.load(Relaxed));
+        first.store(true, Relaxed);
+        assert!(a.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_pending());
+        assert!(flags[1].0.load(Relaxed));
+        let Poll::Ready(next) = b.as_mut().poll(&mut Context::from_waker(&wakers[1])) else {
+            panic!("it hears of who waits")
+        };
+        assert!(!next.is_closed());
+        drop(held);
     }
 }

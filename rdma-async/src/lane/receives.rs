@@ -1,5 +1,7 @@
 //! The receives that a lane keeps posted, and the messages that arrived.
 
+use std::task::Waker;
+
 use rdma_core::{Buffer, PostErrorKind, RecvRequest};
 
 use super::{Carries, Lane, State};
@@ -100,6 +102,12 @@ impl<T: Carries> State<T> {
     #[inline]
     pub(crate) fn expects(&self) -> bool {
         self.missing < self.expected_depth
+    }
+
+    /// The queue pair is gone, and what completed was read: nothing arrives any more. Gives those who wait, to be woken.
+    pub(crate) fn expect_no_more(&mut self) -> Vec<Waker> {
+        self.expected_depth = 0;
+        self.receivers.all().collect()
     }
 
     /// Whether there are receives to post.

@@ -136,12 +136,10 @@ impl CqInner {
     /// Takes `n` credits; false when the queue could overflow.
     #[inline]
     pub(crate) fn take_credits(&self, n: u32) -> bool {
-        let before = self.in_use.fetch_add(n, Ordering::Relaxed);
-        if before.saturating_add(n) > self.capacity.load(Ordering::Relaxed) {
-            self.in_use.fetch_sub(n, Ordering::Relaxed);
-            return false;
-        }
-        true
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        let take = |in_use: u32| in_use.checked_add(n).filter(|all| *all <= capacity);
+        // Who is refused leaves no trace: others may just be looking whether there is a credit.
+        self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 
     #[inline]
@@ -168,7 +166,22 @@ impl CqInner {
         true
     }
 
-    /// The caller reserved the depth of a new receive queue for good: it keeps that also when others come to count.
+    /// Takes `n` credits, also if they are in use still: then nobody gets one before as many have returned.
+    fn claim_credits(&self, n: u32) {
+        if !self.take_credits(n) {
+            self.count_all();
+            self.in_use.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns credits without a poll, and wakes who waits for one.
+    fn release_credits(&self, n: u32) {
+        self.return_credits(n);
+        let waiters = std::mem::take(&mut self.lock_state().credit_waiters);
+        waiters.into_iter().for_each(Waker::wake);
+    }
+
+    /// The depth of a new receive queue was reserved for good: it keeps that also when others come to count.
     pub(crate) fn keep(&self, queue: &Arc<WorkQueue>) {
         let _counting = self.counting.lock();
         let mut post = queue.lock_post();
@@ -253,6 +266,39 @@ impl std::fmt::Debug for CqInner {
             .field("capacity", &self.capacity)
             .field("in_use", &self.in_use)
             .finish_non_exhaustive()
+    }
+}
+
+/// Places of a completion queue that are kept for receives: see [`CompletionQueue::keep_places`]. What no queue pair took is given back
+/// when this is dropped.
+#[derive(Debug)]
+pub struct KeptPlaces {
+    cq: Arc<CqInner>,
+    count: AtomicU32,
+}
+
+impl KeptPlaces {
+    /// Whether no request in flight has one of them any more.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.cq.in_use.load(Ordering::Relaxed) <= self.cq.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many places of this queue are there to be taken.
+    pub(crate) fn has(&self, cq: &Arc<CqInner>, count: u32) -> bool {
+        Arc::ptr_eq(&self.cq, cq) && self.is_ready() && self.count.load(Ordering::Relaxed) >= count
+    }
+
+    /// A queue pair takes so many of those that are there.
+    pub(crate) fn take(&self, count: u32) -> bool {
+        let take = |kept: u32| kept.checked_sub(count);
+        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+}
+
+impl Drop for KeptPlaces {
+    fn drop(&mut self) {
+        self.cq.release_credits(*self.count.get_mut());
     }
 }
 
@@ -477,6 +523,16 @@ impl CompletionQueue {
     #[must_use]
     pub fn credits_in_use(&self) -> u32 {
         self.inner.credits_in_use()
+    }
+
+    /// Keeps places for the receives of a queue pair that is to be made, see
+    /// [`QueuePairBuilder::keep_receives`](crate::QueuePairBuilder::keep_receives). Those that requests in flight have are handed over when
+    /// they complete, and until [all are there](KeptPlaces::is_ready) no other request gets one. Who keeps more places than there are waits
+    /// for ever.
+    #[must_use]
+    pub fn keep_places(&self, count: u32) -> KeptPlaces {
+        self.inner.claim_credits(count);
+        KeptPlaces { cq: Arc::clone(&self.inner), count: AtomicU32::new(count) }
     }
 
     /// Completions that named no work request in flight, and were dropped: repeated, late or invented.

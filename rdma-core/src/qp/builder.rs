@@ -11,7 +11,7 @@ use super::inner::{QpInner, QueuePairCapacity, SharedReceives};
 use super::state::Reset;
 use super::transport::Transport;
 use crate::Error;
-use crate::cq::CompletionQueue;
+use crate::cq::{CompletionQueue, KeptPlaces};
 use crate::inflight::{Health, Kind, MAX_DEPTH, WorkQueue};
 use crate::pd::ProtectionDomain;
 use crate::srq::SharedReceiveQueue;
@@ -26,7 +26,7 @@ pub struct QueuePairBuilder<'a, T: Transport> {
     recv_cq: &'a CompletionQueue,
     srq: Option<&'a SharedReceiveQueue>,
     cap: QueuePairCapacity,
-    keeps_receives: bool,
+    kept: Option<&'a KeptPlaces>,
     transport: PhantomData<fn() -> T>,
 }
 
@@ -46,15 +46,7 @@ impl ProtectionDomain {
     ) -> QueuePairBuilder<'a, T> {
         let cap =
             QueuePairCapacity { max_send: 64, max_recv: 64, max_send_sge: 1, max_recv_sge: 1, max_inline: 0 };
-        QueuePairBuilder {
-            pd: self,
-            send_cq,
-            recv_cq,
-            srq: None,
-            cap,
-            keeps_receives: false,
-            transport: PhantomData,
-        }
+        QueuePairBuilder { pd: self, send_cq, recv_cq, srq: None, cap, kept: None, transport: PhantomData }
     }
 }
 
@@ -90,11 +82,11 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
     }
 
     /// Keeps a place of the receive completion queue for each receive for as long as the pair lives, or until it is reset with receives in
-    /// flight. Without it, queue pairs that share a completion queue which is too small for all of them share its places, too: then
-    /// the sends of one may leave no place for the receives of another, which they wait for. Without effect with a shared receive queue,
-    /// whose pairs do so always.
-    pub fn keep_receives(mut self) -> Self {
-        self.keeps_receives = true;
+    /// flight. They are taken out of `places`, which must have as many as [`max_recv`](Self::max_recv). Without it, queue pairs that share a
+    /// completion queue which is too small for all of them share its places, too: then the sends of one may leave no place for the
+    /// receives of another, which they wait for. Without effect with a shared receive queue, whose pairs do so always.
+    pub fn keep_receives(mut self, places: &'a KeptPlaces) -> Self {
+        self.kept = Some(places);
         self
     }
 
@@ -108,8 +100,9 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for objects of different contexts, [`Error::InUse`] when `recv_cq` has no room now to reserve
-    /// the depth of the shared receive queue, or of one that is to [keep](Self::keep_receives) its places, and what `ibv_create_qp` says.
+    /// [`Error::Invalid`] for objects of different contexts, [`Error::InUse`] when `recv_cq` has no room to reserve the depth of the shared
+    /// receive queue, or the places that are to be [kept](Self::keep_receives) are too few, not ready, or of another queue, and what
+    /// `ibv_create_qp` says.
     pub fn build(self) -> Result<QueuePair<T, Reset>, Error> {
         let context = &self.pd.inner.context;
         let (send_cq, recv_cq) = (&self.send_cq.inner, &self.recv_cq.inner);
@@ -128,14 +121,16 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
         let sq_index = context.queues.reserve().ok_or_else(too_many)?;
         let rq_index = context.queues.reserve().ok_or_else(too_many)?;
         let asked = self.cap;
-        let reserved = match &srq {
-            Some(srq) => srq.queue.depth(),
-            None if self.keeps_receives => asked.max_recv.min(MAX_DEPTH),
-            None => 0,
-        };
+        let kept = self.kept.filter(|_| srq.is_none());
+        if kept.is_some_and(|kept| !kept.has(recv_cq, asked.max_recv.min(MAX_DEPTH))) {
+            return Err(Error::InUse {
+                what: "too many places of the receive completion queue: those that are kept must be ready, and as many as receives",
+            });
+        }
+        let reserved = srq.as_ref().map_or(0, |srq| srq.queue.depth());
         if reserved > 0 && !recv_cq.reserve_credits(reserved) {
             return Err(Error::InUse {
-                what: "too many credits of the receive completion queue: it must have room for all receives of the queue that keeps places",
+                what: "too many credits of the receive completion queue: it must have room for the shared receive queue's depth",
             });
         }
         let mut attr = ibv_qp_init_attr {
@@ -178,10 +173,10 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             None => {
                 let kind = Kind::Recv(Arc::clone(recv_cq));
                 let rq = queue(rq_index, kind, capacity.max_recv, capacity.max_recv_sge);
-                if self.keeps_receives {
-                    recv_cq.return_credits(reserved - capacity.max_recv);
+                if kept.is_some_and(|kept| kept.take(capacity.max_recv)) {
                     recv_cq.keep(&rq);
                 } else {
+                    // Not kept, or taken by another pair meanwhile.
                     rq.prepay();
                 }
                 context.queues.insert(&rq);
@@ -200,7 +195,7 @@ impl<'a, T: Transport> QueuePairBuilder<'a, T> {
             rq,
             send_cq: Arc::clone(send_cq),
             recv_cq: Arc::clone(recv_cq),
-            reserved: if srq.is_some() { reserved } else { 0 },
+            reserved,
             srq,
             shared: SharedReceives::default(),
             health,

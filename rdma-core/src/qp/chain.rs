@@ -101,8 +101,9 @@ impl QpInner {
             let kind;
             (done, kind) = refused_chain("ibv_post_send", code, place, count);
             refusal = Some(kind);
+            let mut is_spent = false;
             for i in (done..count).rev() {
-                self.undo(post, i, &mut requests[i].payload, owned);
+                self.undo(post, i, &mut requests[i].payload, owned, &mut is_spent);
             }
         }
         post.seq = post.seq.wrapping_add(u32::try_from(done).unwrap_or(0));
@@ -232,8 +233,16 @@ impl QpInner {
         post.reserved = false;
     }
 
-    /// Takes back the `i`th link, the last of those that remain, which the verb did not post.
-    fn undo(&self, post: &mut PostState, i: usize, payload: &mut Payload<'_>, owned: bool) {
+    /// Takes back the `i`th link, the last of those that remain, which the verb did not post. `is_spent`: one of its run behind it completed all
+    /// the same, and with it the credit was returned that had been set aside.
+    fn undo(
+        &self,
+        post: &mut PostState,
+        i: usize,
+        payload: &mut Payload<'_>,
+        owned: bool,
+        is_spent: &mut bool,
+    ) {
         let link = post.links[i];
         if link.unsignaled {
             self.sq.pop_unsignaled(post);
@@ -243,7 +252,9 @@ impl QpInner {
         let (taken, is_completed) = take_back(&self.sq, post, link.slot, owned);
         // A completion that came all the same has returned one: of those that it took, or the one that was set aside before.
         self.sq.return_credits(link.credits.saturating_sub(u32::from(is_completed)));
-        post.reserved = reserved && !(is_completed && link.credits == 0);
+        // The one set aside is gone for the rest of the run, which is undone next.
+        *is_spent = reserved && (*is_spent || is_completed && link.credits == 0);
+        post.reserved = reserved && !*is_spent;
         if !matches!(payload.data, Data::Inline(_)) {
             *payload = taken;
         }

@@ -152,11 +152,11 @@ pub(crate) unsafe extern "C" fn destroy_cq(cq: *mut ibv_cq) -> c_int {
     queue.forget_packets();
     if let Some(channel) = &queue.channel {
         channel.forget(queue);
-        channel.users.fetch_sub(1, Ordering::AcqRel);
-        // SAFETY: the queue is live, and so is its channel, which it keeps from being destroyed.
-        let channel = unsafe { (*cq).channel };
+        // SAFETY: the queue is live, and so is its channel, which it keeps from being destroyed until it counts no more.
+        let shown = unsafe { (*cq).channel };
         // SAFETY: as in `create`.
-        unsafe { (*channel).refcnt -= 1 };
+        unsafe { (*shown).refcnt -= 1 };
+        channel.users.fetch_sub(1, Ordering::AcqRel);
     }
     // SAFETY: as above, and the caller uses it no more.
     drop(unsafe { Cq::free(cq.cast()) });

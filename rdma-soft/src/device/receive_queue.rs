@@ -175,9 +175,10 @@ impl SharedReceiveQueue {
         self.completed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Receives whose completions wait to be polled.
+    /// Receives whose completions wait to be polled. One may be polled before it is counted as completed.
     fn away(&self) -> usize {
-        self.polled.waiting_of(self.completed.load(Ordering::Acquire)) as usize
+        let waiting = self.polled.waiting_of(self.completed.load(Ordering::Acquire));
+        usize::try_from(waiting.cast_signed()).unwrap_or(0)
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {

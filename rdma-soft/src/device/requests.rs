@@ -123,6 +123,11 @@ impl Device {
     /// Alone, for a thread that sends for the queue pair at this moment would keep it for company; and the machine is asked, for the
     /// program may have seen the completion before anybody noted what it owes.
     fn send_owed(&self, qp: &Arc<QueuePair>) {
+        // Answers that the peer asked for come before it.
+        scratch::with(|scratch| {
+            self.settle(qp, qp.lock(), Acks::Flush, self.now(), scratch);
+            self.serve_sleepers(scratch);
+        });
         self.send_owed_of(qp, qp.lock());
     }
 
