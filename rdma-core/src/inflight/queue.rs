@@ -574,10 +574,11 @@ impl WorkQueue {
     fn retire(&self, seq: u32, sink: &mut impl Sink) {
         let tail = self.ring_tail.load(Ordering::Acquire);
         let first = self.ring_head.load(Ordering::Relaxed);
-        let slots = self.slots.slots();
+        let (slots, unpaid) = (self.slots.slots(), self.unpaid());
+        let mask = self.ring.len() - 1;
         let mut head = first;
         while head != tail {
-            let entry = WrId(self.ring[head as usize & (self.ring.len() - 1)].load(Ordering::Relaxed));
+            let entry = WrId(self.ring[head as usize & mask].load(Ordering::Relaxed));
             // Positions are compared modulo 2^20; queues are at most 2^18 deep.
             let ahead = (seq as usize).wrapping_sub(entry.queue()) % (1 << 20);
             if ahead == 0 || ahead >= 1 << 19 {
@@ -590,7 +591,7 @@ impl WorkQueue {
                 // SAFETY: claimed as placed, and given up.
                 let (number, buffer) = unsafe { SlotPayload::take_simple(slot.payload()) };
                 slot.release();
-                sink.count(self.unpaid());
+                sink.count(unpaid);
                 let held = HeldList { first: Some(Held::Buffer(buffer)), rest: Vec::new() };
                 let opcode = Opcode::of(id.opcode());
                 let completion = WorkCompletion::success(SUCCESS, opcode);

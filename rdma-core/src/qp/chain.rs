@@ -1,12 +1,13 @@
 //! Posting several sends as one chain: one call, one doorbell.
 
-use verbs_sys::{ibv_send_flags, inline};
+use verbs_sys::{ibv_send_flags, ibv_wr_opcode, inline};
 
 use super::inner::QpInner;
 use super::post::{SIGNALED, fill, raw_send, take_back};
 use super::refusal::{PostErrorKind, refused_chain};
-use super::request::{Data, Payload, WorkRequest};
+use super::request::{Action, Data, Payload, WorkRequest};
 use super::transport::Transport;
+use crate::cq::Opcode;
 use crate::inflight::{Held, Meta, PostState, Posted, SlotPayload, WorkQueue};
 
 /// A link of a chain that is being built, and what to undo if it is not posted.
@@ -128,7 +129,15 @@ impl QpInner {
         if place == post.chain.len() {
             post.chain.push(raw_send());
         }
-        let opcode = request.action.describe(self, &mut post.chain[place], u64::from(sge.length), true)?;
+        let wr = &mut post.chain[place];
+        let opcode = match &request.action {
+            // What most are, without a call.
+            Action::Send => {
+                wr.opcode = ibv_wr_opcode::IBV_WR_SEND;
+                Opcode::Send
+            }
+            action => action.describe(self, wr, u64::from(sge.length), true)?,
+        };
         let Some(free) = queue.acquire(post) else { return Err(PostErrorKind::QueueFull) };
         let before = (post.unsignaled(), post.reserved);
         let mut flags = request.flags;
