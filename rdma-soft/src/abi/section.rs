@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::RawMutex;
 use parking_lot::lock_api::RawMutex as _;
 
-/// One thread is inside at a time; others wait where they enter.
+/// One thread is inside at a time; others wait where they enter. The thread that entered leaves: for another one that is not inside.
 pub(crate) struct Section {
     lock: RawMutex,
     /// The thread that is inside, or 0.
