@@ -275,6 +275,17 @@ fn kept_receives_have_their_places() {
     assert_eq!((buffers.len(), cq.credits_in_use()), (64, 0));
     let places = cq.keep_places(depth);
     drop(builder().max_recv(depth).keep_receives(&places).build().unwrap());
+    let _ = cq.poll(&mut completions).unwrap().len();
+    // However many are asked for, nobody gets more than there are.
+    drop(places);
+    let many = [u32::MAX, u32::MAX, depth + 1, 1].map(|count| cq.keep_places(count));
+    for places in &many {
+        for receives in [1, depth + 1] {
+            assert!(builder().max_recv(receives).keep_receives(places).build().is_err());
+        }
+    }
+    drop(many);
+    assert_eq!(cq.credits_in_use(), 0);
 }
 
 /// Places that are kept while requests in flight have them are handed over when these complete, and to nobody else.

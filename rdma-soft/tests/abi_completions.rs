@@ -19,13 +19,6 @@ use common::*;
 use verbs_sys::inline::*;
 use verbs_sys::*;
 
-fn set_nonblocking(fd: i32) {
-    unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        assert_eq!(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK), 0);
-    }
-}
-
 fn async_event(end: &End) -> (ibv_event_type, *mut ibv_qp) {
     let mut event: ibv_async_event = zeroed();
     unsafe {

@@ -206,10 +206,6 @@ impl Shared<'_> {
     }
 }
 
-fn set_nonblocking(fd: i32) {
-    unsafe { assert_eq!(libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK), 0) };
-}
-
 /// A request keeps its place until its completion is polled (clause 10.8.5), flushed or not: so a completion queue with a place for each
 /// does not overrun, whatever the program posts.
 #[test]

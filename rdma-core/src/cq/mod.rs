@@ -166,12 +166,16 @@ impl CqInner {
         true
     }
 
-    /// Takes `n` credits, also if they are in use still: then nobody gets one before as many have returned.
-    fn claim_credits(&self, n: u32) {
-        if !self.take_credits(n) {
-            self.count_all();
-            self.in_use.fetch_add(n, Ordering::Relaxed);
+    /// Takes `n` credits, also if they are in use still: then nobody gets one before as many have returned. Gives `n`, or 0 and takes none if
+    /// that is more than can be counted.
+    fn claim_credits(&self, n: u32) -> u32 {
+        if self.take_credits(n) {
+            return n;
         }
+        self.count_all();
+        let claim = |in_use: u32| in_use.checked_add(n);
+        let claimed = self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim);
+        claimed.map_or(0, |_| n)
     }
 
     /// Returns credits without a poll, and wakes who waits for one.
@@ -527,12 +531,11 @@ impl CompletionQueue {
 
     /// Keeps places for the receives of a queue pair that is to be made, see
     /// [`QueuePairBuilder::keep_receives`](crate::QueuePairBuilder::keep_receives). Those that requests in flight have are handed over when
-    /// they complete, and until [all are there](KeptPlaces::is_ready) no other request gets one. Who keeps more places than there are waits
-    /// for ever.
+    /// they complete, and until [all are there](KeptPlaces::is_ready) no other request gets one. Of more places than there are, no queue pair
+    /// is ever made.
     #[must_use]
     pub fn keep_places(&self, count: u32) -> KeptPlaces {
-        self.inner.claim_credits(count);
-        KeptPlaces { cq: Arc::clone(&self.inner), count: AtomicU32::new(count) }
+        KeptPlaces { cq: Arc::clone(&self.inner), count: AtomicU32::new(self.inner.claim_credits(count)) }
     }
 
     /// Completions that named no work request in flight, and were dropped: repeated, late or invented.

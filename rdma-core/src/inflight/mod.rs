@@ -16,6 +16,7 @@
 mod health;
 mod held;
 mod operation;
+mod payload;
 mod queue;
 mod scratch;
 mod slot;
@@ -26,7 +27,8 @@ mod table;
 pub(crate) use health::Health;
 pub(crate) use held::{Held, HeldList, Keep, Kept};
 pub use operation::{Finished, Operation, QueueRef};
+pub(crate) use payload::{Meta, SlotPayload, Taken};
 pub use queue::WorkQueue;
-pub(crate) use queue::{Kind, Meta, PostState, SlotPayload, Taken};
+pub(crate) use queue::{Kind, PostState};
 pub(crate) use slot::{Posted, SimpleSlot, WrId};
 pub(crate) use table::{Entries, MAX_DEPTH, QueueIndex, QueueTable};

@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use super::queue::{SlotPayload, WorkQueue};
+use super::payload::SlotPayload;
+use super::queue::WorkQueue;
 use super::slot::{QUEUE_BITS, SLOT_BITS, SimpleSlot, Slot, Slots, WrId};
 use crate::cq::CqInner;
 

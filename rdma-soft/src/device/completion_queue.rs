@@ -83,7 +83,7 @@ struct Inner {
     /// Completions that the armed event has waited for, and until when it waits; only with moderation.
     gathered: u32,
     due: Time,
-    /// When the latest completion came.
+    /// When the latest completion came; zero unless the queue was created with timestamps.
     latest: Time,
     overrun: bool,
 }
@@ -220,9 +220,11 @@ impl CompletionQueue {
         if inner.ring.len() >= inner.depth || inner.overrun {
             return Pushed::Overrun { first: !std::mem::replace(&mut inner.overrun, true) };
         }
-        // Whoever read the clock may have waited for a processor since, and others come first: their time counts, too.
-        inner.latest = inner.latest.max(now);
-        let time = if self.timestamps { inner.latest } else { Time::ZERO };
+        // Whoever read the clock may have waited for a processor since, and others came first: no time is before theirs.
+        if self.timestamps {
+            inner.latest = inner.latest.max(now);
+        }
+        let time = inner.latest;
         inner.ring.push_back(Entry { completion: *completion, qp_num, place: place.index, time });
         self.len.store(inner.ring.len(), Ordering::Release);
         if inner.armed == Armed::No {

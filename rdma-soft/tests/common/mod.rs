@@ -396,6 +396,14 @@ impl Drop for End {
     }
 }
 
+/// `fcntl(fd, F_SETFL, O_NONBLOCK)`, beside what is set.
+pub fn set_nonblocking(fd: i32) {
+    // SAFETY: numbers only.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }, 0);
+}
+
 /// A multicast group of IPv4 that no other process uses.
 pub fn group(number: u8) -> ibv_gid {
     let [.., a, b] = std::process::id().to_be_bytes();
